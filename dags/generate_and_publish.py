@@ -1,0 +1,146 @@
+"""Write what is missing, then publish.
+
+`plan` finds all pending work, whichever source woke the run; `generate` writes it mode by mode on the GPUs, one task
+per shard; `quality_report` shows the verdicts; `merge_and_publish` builds a release aside, reads it back and promotes
+it. A run with nothing pending and nothing to publish skips its tasks at once.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from airflow.sdk import (
+    AssetAny,
+    AssetOrTimeSchedule,
+    CronTriggerTimetable,
+    Param,
+    TriggerRule,
+    chain,
+    dag,
+    get_current_context,
+    task,
+    task_group,
+)
+from airflow.sdk.exceptions import AirflowSkipException
+
+from include.modes import MODES
+from include.orchestration.assets import RELEASE, STAGED
+from include.orchestration.connections import warehouse
+from include.orchestration.defaults import DEFAULT_ARGS, GENERATE_ARGS, START_DATE, check_conf
+from include.settings import get_settings
+from include.sources import RECIPES
+
+log = logging.getLogger(__name__)
+
+SOURCES = [name for name, recipe in RECIPES.items() if recipe.task == "sift"]
+PARAMS = {
+    "sources": Param(
+        SOURCES,
+        type="array",
+        items={"type": "string", "enum": SOURCES},
+        examples=SOURCES,
+        values_display={name: RECIPES[name].title for name in SOURCES},
+        title="Sources",
+        description="Generate for these sources only",
+        section="Narrow the work",
+    ),
+    "modes": Param(
+        list(MODES),
+        type="array",
+        items={"type": "string", "enum": list(MODES)},
+        examples=list(MODES),
+        values_display={mode.name: f"{mode.name}: {mode.title}" for mode in MODES.values()},
+        title="Modes",
+        description="Generate these modes only; a release always holds all that is complete",
+        section="Narrow the work",
+    ),
+    "max_samples": Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        title="Samples per source",
+        description="At most so many samples of each source, the same ones every time; such a run does not publish",
+        section="Narrow the work",
+    ),
+    "publish": Param(True, type="boolean", title="Publish", description="Publish a release when there is news"),
+}
+ANY_STAGED = AssetAny(*STAGED.values())
+
+
+def _schedule():
+    settings = get_settings()
+    if not settings.schedules:
+        return ANY_STAGED
+    return AssetOrTimeSchedule(assets=ANY_STAGED, timetable=CronTriggerTimetable(settings.daily_at, timezone="UTC"))
+
+
+@dag(
+    dag_display_name="Generate and publish",
+    description="Write all pending responses with the language model, then publish a release",
+    doc_md=__doc__,
+    schedule=_schedule(),
+    start_date=START_DATE,
+    catchup=False,
+    max_active_runs=1,
+    # Pending work has no date: there is nothing that a backfill could mean here.
+    allowed_run_types=["manual", "scheduled", "asset_triggered"],
+    default_args=DEFAULT_ARGS,
+    params=PARAMS,
+    tags=["generate", "publish"],
+)
+def generate_and_publish() -> None:
+    """Wire the tasks; the module's docstring is the DAG's."""
+
+    @task
+    def plan(params: dict | None = None, dag_run=None, triggering_asset_events=None) -> dict[str, list[dict]]:
+        from include.generate import plan_run
+
+        check_conf(dag_run.conf, PARAMS)
+        woken_by = ", ".join(asset.name for asset in triggering_asset_events or {}) or dag_run.run_type
+        log.info("woken by %s", woken_by)
+        work = plan_run(warehouse(), get_settings(), params)
+        if work is None:
+            raise AirflowSkipException("nothing is pending and nothing is new: no work")
+        return work
+
+    def generate_mode(mode: str, work) -> None:
+        @task_group(group_id=mode, tooltip=MODES[mode].purpose)
+        def group(work) -> None:
+            @task
+            def shards(work: dict) -> list[dict]:
+                return work[mode]
+
+            @task(map_index_template="{{ map_label }}", **GENERATE_ARGS)
+            def generate(shard: dict, dag_run=None) -> dict:
+                from include.generate import generate_shard
+
+                get_current_context()["map_label"] = f"{mode}, shard {shard['shard'] + 1} of {shard['shards']}"
+                return generate_shard(warehouse(), get_settings(), shard, dag_run.run_id)
+
+            generate.expand(shard=shards(work))
+
+        return group(work)
+
+    @task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+    def quality_report() -> None:
+        from include.generate import describe_quality
+
+        log.info("%s", describe_quality(warehouse(), get_settings(), SOURCES, list(MODES)))
+
+    @task(outlets=[RELEASE])
+    def merge_and_publish(params: dict | None = None) -> dict:
+        from include.publish.merge import merge_and_publish
+
+        release = merge_and_publish(warehouse(), get_settings(), params)
+        if release is None:
+            raise AirflowSkipException("no new release")
+        return release
+
+    planned = plan()
+    groups = [generate_mode(mode, planned) for mode in MODES]
+    chain(planned, quality_report_task := quality_report(), merge_and_publish())
+    for group in groups:
+        group >> quality_report_task
+
+
+generate_and_publish()

@@ -1,0 +1,93 @@
+"""One DAG per corpus: stage the newest revision of its metadata.
+
+`resolve_revision` chooses a revision and skips the run when there is nothing new, `load` normalises groups of files in
+parallel, `merge` makes the staging table equal to them in one transaction and tells `generate_and_publish` if anything
+changed, `report` shows what came in. Backfill: a run stages the newest revision not after the end of its interval.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from include import ingest
+from include.orchestration.assets import STAGED
+from include.orchestration.connections import warehouse
+from include.orchestration.defaults import DEFAULT_ARGS, START_DATE, check_conf
+from include.settings import get_settings
+from include.sources import RECIPES
+from include.sources.recipe import SourceRecipe
+
+log = logging.getLogger(__name__)
+
+PARAMS = {
+    "revision": Param(
+        None, type=["null", "string"], title="Revision", description="Commit or tag of the corpus; empty: the newest"
+    ),
+    "force": Param(
+        False, type="boolean", title="Force", description="Stage again what is staged already, or an older revision"
+    ),
+}
+
+
+def ingest_dag(recipe: SourceRecipe) -> None:
+    """Make `ingest_<source>`."""
+
+    @dag(
+        dag_id=f"ingest_{recipe.name}",
+        dag_display_name=f"Ingest {recipe.title}",
+        description=f"Stage {recipe.title} ({recipe.repository})",
+        doc_md=f"{__doc__}\n\n**{recipe.title}** — {recipe.repository}, {recipe.licence}, [{recipe.url}]({recipe.url})",
+        schedule=CronTriggerTimetable(recipe.schedule, timezone="UTC") if get_settings().schedules else None,
+        start_date=START_DATE,
+        catchup=False,
+        max_active_runs=1,
+        default_args=DEFAULT_ARGS,
+        params=PARAMS,
+        tags=["ingest", recipe.task],
+    )
+    def ingest_source() -> None:
+        @task
+        def resolve_revision(params: dict | None = None, dag_run=None) -> list[dict]:
+            check_conf(dag_run.conf, PARAMS)
+            try:
+                return ingest.resolve_revision(
+                    recipe,
+                    get_settings().hub,
+                    warehouse(),
+                    load_id=f"{recipe.name}/{dag_run.run_id}",
+                    revision=params["revision"],
+                    not_after=None if dag_run.run_type == "manual" else dag_run.data_interval_end,
+                    force=params["force"],
+                )
+            except ingest.NothingToLoadError as nothing:
+                raise AirflowSkipException(str(nothing)) from nothing
+
+        @task(map_index_template="{{ map_label }}")
+        def load(group: dict) -> dict:
+            get_current_context()["map_label"] = f"{len(group['corpus']['files'])} files, group {group['file_group']}"
+            return ingest.load_group(recipe, group, warehouse())
+
+        @task(outlets=[STAGED[recipe.name]])
+        def merge(loads: list[dict], outlet_events=None) -> dict:
+            merged = ingest.merge_groups(recipe, list(loads), warehouse())
+            if not ingest.has_changes(merged):
+                raise AirflowSkipException(f"{recipe.name}: nothing changed, so nobody is told")
+            outlet_events[STAGED[recipe.name]].extra = {
+                name: merged[name] for name in ("revision", "staged", "changed", "retired")
+            }
+            return merged
+
+        @task
+        def report(merged: dict) -> None:
+            log.info("%s", ingest.describe_load(merged, warehouse()))
+
+        report(merge(load.expand(group=resolve_revision())))
+
+    ingest_source()
+
+
+for _recipe in RECIPES.values():
+    ingest_dag(_recipe)

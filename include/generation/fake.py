@@ -1,0 +1,162 @@
+"""An engine without a model, for tests and dry runs: the same prompt and seed always give the same text."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+
+from include.schema import FinishReason, Prompt, Response
+from include.settings import Settings
+
+FAULTS = ("empty", "think", "tag", "length", "refusal", "crash")
+
+_WARMTH = (
+    "I'm so glad you told me.",
+    "That sounds like a lot to carry.",
+    "I hear you.",
+    "Thank you for sharing that with me.",
+    "Oh, I know that feeling.",
+)
+_OFFERS = (
+    "I'm right here with you.",
+    "Tell me more whenever you like.",
+    "Let's take it one step at a time.",
+    "How are you holding up?",
+    "We will find a way through it.",
+)
+_VOICES = ("soft", "clear", "harsh", "steady", "bright")
+
+_META = re.compile(r"(gender|emotion): ([^,<]+)")
+_TEXT = re.compile(r"<text>(.*)</text>", re.DOTALL)
+
+
+class FakeEngine:
+    """Writes plausible answers at once, and the faults it is told to.
+
+    Faults (`settings.fake_faults`, "empty:0.1,crash:0.01") are chosen by the row's seed, so a retry, which has
+    another seed, may be fine:
+
+    - empty: nothing; think: an unclosed `<think>`; tag: a prompt tag and a special token in the answer;
+    - length: an answer cut in the middle; refusal: a denial that it can hear;
+    - crash: RuntimeError instead of the batch that the row is in.
+
+    Attributes:
+        name: "fake".
+        device: "cpu".
+    """
+
+    name = "fake"
+    device = "cpu"
+
+    def __init__(self, settings: Settings, seconds_per_batch: float = 0) -> None:
+        """Read the faults.
+
+        Args:
+            settings: `fake_faults` and `batch_size` count.
+            seconds_per_batch: How long a batch pretends to take.
+
+        Raises:
+            ValueError: If `fake_faults` names an unknown fault or its shares are not in [0, 1] altogether.
+        """
+        self.batch_size = settings.batch_size
+        self.seconds_per_batch = seconds_per_batch
+        self.faults = parse_faults(settings.fake_faults)
+
+    def load(self) -> None:
+        """Nothing to load."""
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Response]]:
+        """Answer P prompts in batches of `settings.batch_size`, in the order given.
+
+        Raises:
+            RuntimeError: In place of a batch with a row that was dealt a crash.
+        """
+        for start in range(0, len(prompts), self.batch_size):
+            batch = prompts[start : start + self.batch_size]
+            if self.seconds_per_batch:
+                time.sleep(self.seconds_per_batch)
+            yield [self._answer(prompt) for prompt in batch]
+
+    def _answer(self, prompt: Prompt) -> Response:
+        text = _plausible_text(prompt)
+        finish_reason: FinishReason = "stop"
+        match self._fault(prompt.seed):
+            case "empty":
+                text = ""
+            case "think":
+                text = f"<think>The user says something. {text}"
+            case "tag":
+                text = f"{text} <audio><|im_start|>"
+            case "length":
+                text, finish_reason = text[: len(text) // 2], "length"
+            case "refusal":
+                text = "I'm sorry, but as an AI I can't hear audio."
+            case "crash":
+                raise RuntimeError(f"fake engine: crash dealt to {prompt.sample_id} ({prompt.mode})")
+        return Response(
+            prompt=prompt,
+            text=text,
+            finish_reason=finish_reason,
+            prompt_tokens=len(f"{prompt.system_prompt} {prompt.user_message}".split()),
+            response_tokens=len(text.split()) + (finish_reason == "stop"),
+        )
+
+    def _fault(self, seed: int) -> str | None:
+        """The fault dealt to a seed, or None."""
+        at = _fraction(f"fault:{seed}")
+        for fault, share in self.faults.items():
+            if at < share:
+                return fault
+            at -= share
+        return None
+
+
+def parse_faults(setting: str) -> dict[str, float]:
+    """Read "fault:share,...".
+
+    Args:
+        setting: As in SIFT_FAKE_FAULTS; "" for none.
+
+    Returns:
+        Share of the rows by fault, in the order given.
+
+    Raises:
+        ValueError: Naming an unknown fault, an entry without a share, or shares that do not fit in [0, 1].
+    """
+    faults: dict[str, float] = {}
+    for entry in filter(None, map(str.strip, setting.split(","))):
+        fault, _, share = entry.partition(":")
+        if fault not in FAULTS:
+            raise ValueError(f"SIFT_FAKE_FAULTS: unknown fault {fault!r}; known are {', '.join(FAULTS)}")
+        try:
+            faults[fault] = float(share)
+        except ValueError:
+            raise ValueError(f"SIFT_FAKE_FAULTS: {entry!r} is not 'fault:share'") from None
+    if any(not 0 <= share <= 1 for share in faults.values()) or sum(faults.values()) > 1:
+        raise ValueError(f"SIFT_FAKE_FAULTS: the shares of {setting!r} must lie in [0, 1] and add up to 1 at most")
+    return faults
+
+
+def _plausible_text(prompt: Prompt) -> str:
+    """A text of the form that the mode asks for, chosen by (mode, user message, seed)."""
+    key = f"{prompt.mode}:{prompt.user_message}:{prompt.seed}"
+    if prompt.mode != "sit_ssp":
+        return f"{_choice(_WARMTH, key + ':warmth')} {_choice(_OFFERS, key + ':offer')}"
+    labels = dict(_META.findall(prompt.user_message))
+    person = {"male": "man", "female": "woman"}.get(labels.get("gender", ""), "person")
+    emotion = labels.get("emotion", "calm")
+    said = _TEXT.search(prompt.user_message)
+    article = "an" if emotion[0] in "aeiou" else "a"
+    voice = _choice(_VOICES, key)
+    return f'Sounds like {article} {emotion} {person} saying "{said[1] if said else ""}" in a {voice} voice.'
+
+
+def _choice(options: Sequence[str], key: str) -> str:
+    return options[int(_fraction(key) * len(options))]
+
+
+def _fraction(key: str) -> float:
+    """A number in [0, 1) that depends on nothing but the key."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6], "big") / 2**48

@@ -1,0 +1,125 @@
+"""What identifies the generator: the part of every `mode_hash` that is not the mode's own prompt.
+
+Nothing here imports torch or transformers, so a run can be planned without a GPU in reach.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from include.generation.chat_template import template_in
+from include.local.model import ensure_small_model
+from include.settings import EMBEDDED_MODEL, Settings
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def model_hash_inputs(settings: Settings) -> dict[str, object]:
+    """Return everything that identifies what generates.
+
+    Two runs with equal values write from the same distribution, so their responses may stand beside each other.
+    The engine, the device and the batch size are left out: they change the order of float additions, not the model.
+
+    Args:
+        settings: Model, revision, dtype, frozen date and sampling.
+
+    Returns:
+        `model`, `revision` (a Hub branch or tag resolved to its commit), `chat_template_sha256` (hex), `frozen_date`,
+        `dtype`, `sampling` (a dict); JSON values only.
+
+    Raises:
+        ValueError: If the model or its chat template cannot be had, naming it and what to do.
+    """
+    model, revision, template_hash = _model_identity(settings)
+    return {
+        "model": model,
+        "revision": revision,
+        "chat_template_sha256": template_hash,
+        "frozen_date": settings.frozen_date,
+        "dtype": settings.dtype,
+        "sampling": settings.sampling.model_dump(),
+    }
+
+
+def local_model_dir(settings: Settings) -> Path | None:
+    """Return the folder of a model that lies on this machine, or None for one on the Hub.
+
+    Args:
+        settings: `model_name` is the embedded model's name, a folder, or a Hub repository.
+
+    Raises:
+        ValueError: If the embedded model is not installed.
+    """
+    if settings.model_name == EMBEDDED_MODEL:
+        return ensure_small_model(settings.models_dir)
+    folder = Path(settings.model_name)
+    return folder if folder.is_dir() else None
+
+
+def unavailable(settings: Settings, error: object) -> ValueError:
+    """Say that a model on the Hub cannot be had, and what to do about it."""
+    return ValueError(
+        f"Model {settings.model_name!r} at revision {settings.model_revision!r} cannot be had: {error}. "
+        "Check the network and the name; a gated or private model needs a token (HF_TOKEN); "
+        "SIFT_MODEL_NAME and SIFT_MODEL_REVISION name another model, or a folder that holds one."
+    )
+
+
+def resolve_revision(settings: Settings) -> str:
+    """Return the commit that the model's revision stands for on the Hub.
+
+    Args:
+        settings: `model_name` is a Hub repository; `model_revision` a branch, a tag or a commit.
+
+    Returns:
+        40 hex digits; a commit is returned as it is, without asking the Hub.
+
+    Raises:
+        ValueError: If the Hub cannot be reached or knows no such model or revision.
+    """
+    if _COMMIT.fullmatch(settings.model_revision):
+        return settings.model_revision
+    try:
+        commit = HfApi().model_info(settings.model_name, revision=settings.model_revision).sha
+    except Exception as error:  # the Hub client lets its HTTP library's errors through, which have no common base
+        raise unavailable(settings, error) from error
+    if commit is None:
+        raise unavailable(settings, "the Hub names no commit for it")
+    return commit
+
+
+def _model_identity(settings: Settings) -> tuple[str, str, str]:
+    """Model, revision and the chat template's hash."""
+    if settings.engine == "fake":
+        return "fake", "fake", "fake"
+    folder = local_model_dir(settings)
+    if folder is not None:
+        revision = settings.model_revision
+        files = {name: path for name in _TEMPLATE_FILES if (path := folder / name).is_file()}
+    else:
+        revision = resolve_revision(settings)
+        files = {name: path for name in _TEMPLATE_FILES if (path := _hub_file(settings, name, revision))}
+    template = template_in(*(files.get(name) for name in _TEMPLATE_FILES))
+    if template is None:
+        raise ValueError(f"Model {settings.model_name!r} has no chat template; SIFT_MODEL_NAME must be a chat model")
+    return settings.model_name, revision, hashlib.sha256(template.encode()).hexdigest()
+
+
+_TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
+
+
+def _hub_file(settings: Settings, name: str, commit: str) -> Path | None:
+    """Fetch one file of a model at a commit; None if it has no such file."""
+    try:
+        return Path(hf_hub_download(settings.model_name, name, revision=commit))
+    except EntryNotFoundError as error:
+        if isinstance(error, FileNotFoundError):  # not in the cache, and the Hub out of reach
+            raise unavailable(settings, error) from error
+        return None
+    except Exception as error:  # as above
+        raise unavailable(settings, error) from error

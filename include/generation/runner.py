@@ -1,0 +1,238 @@
+"""The resumable run: plan what is pending, generate a shard of it, store every batch as it ends.
+
+Nothing is remembered between tasks but what the warehouse holds: first run, retry, refresh and changed prompt all
+start from the pending rule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from include.generation.answer import clean_answer
+from include.generation.engine import Engine
+from include.generation.identity import model_hash_inputs
+from include.modes import MODES
+from include.modes.mode import mode_hash, prompt_hashes
+from include.quality.rules import RULES_VERSION, judge
+from include.schema import Prompt, Response, StepReport
+from include.settings import Settings
+from include.storage.generation import (
+    NEW_PROMPTS_SCHEMA,
+    JudgedResponse,
+    Progress,
+    Scope,
+    count_pending,
+    pending_window,
+    register_mode,
+    save_progress,
+    shard_lock,
+    stale_prompts,
+    store_responses,
+    upsert_prompts,
+)
+from include.storage.warehouse import Warehouse
+
+log = logging.getLogger(__name__)
+
+# Prompts in memory at once; engines sort by length within them.
+WINDOW = 8192
+
+
+def current_mode_hashes(settings: Settings, modes: Sequence[str]) -> dict[str, tuple[str, dict[str, object]]]:
+    """Return, for each mode, its hash under these settings and all that the hash covers."""
+    generator = model_hash_inputs(settings)
+    hashed = {}
+    for name in modes:
+        inputs = MODES[name].hash_inputs(generator)
+        hashed[name] = (mode_hash(inputs), inputs)
+    return hashed
+
+
+def sync_prompts(warehouse: Warehouse, sources: Sequence[str], hashes: dict[str, tuple[str, dict[str, object]]]) -> int:
+    """Bring `generation.prompts` in step with the samples and the modes; only what changed is hashed anew.
+
+    Returns:
+        Prompts that were new or changed.
+    """
+    updated = 0
+    for mode, (hash_of_mode, inputs) in hashes.items():
+        register_mode(warehouse, mode, hash_of_mode, inputs)
+        for source in sources:
+            for batch in stale_prompts(warehouse, source, mode, hash_of_mode):
+                samples = pa.Table.from_batches([batch])
+                messages = MODES[mode].build_prompts(samples)
+                columns = [samples["sample_id"], samples["row_hash"], prompt_hashes(hash_of_mode, messages)]
+                rows = pa.table(columns, schema=NEW_PROMPTS_SCHEMA)
+                upsert_prompts(warehouse, source, mode, hash_of_mode, rows)
+                updated += len(rows)
+    return updated
+
+
+def plan_shards(
+    warehouse: Warehouse, scope: Scope, hashes: dict[str, tuple[str, dict[str, object]]]
+) -> dict[str, list[dict[str, Any]]]:
+    """List the shards with pending work, by mode; each a JSON object that `run_shard` takes.
+
+    Call `sync_prompts` first.
+    """
+    pending = count_pending(warehouse, scope, list(hashes))
+    return {
+        mode: [
+            {
+                "mode": mode,
+                "mode_hash": hash_of_mode,
+                "shard": shard,
+                "shards": scope.shards,
+                "pending": rows,
+                "sources": scope.sources,
+                "max_samples": scope.max_samples,
+                "max_attempts": scope.max_attempts,
+            }
+            for shard, rows in sorted(pending.get(mode, {}).items())
+        ]
+        for mode, (hash_of_mode, _) in hashes.items()
+    }
+
+
+def run_shard(
+    warehouse: Warehouse, engine: Engine, settings: Settings, shard: dict[str, Any], run_id: str
+) -> StepReport:
+    """Generate all that is pending in one shard of one mode.
+
+    Args:
+        warehouse: Where prompts come from and responses go.
+        engine: Loaded here, once there is work.
+        settings: For the run seed and the number of attempts.
+        shard: One entry of `plan_shards`.
+        run_id: Identity of the run, for `generation.runs`.
+
+    Returns:
+        Prompts read = written (accepted) + skipped (given up, by the last rule broken).
+
+    Raises:
+        ValueError: If the prompts that were planned are not the ones that would be asked now.
+    """
+    mode, hash_of_mode = shard["mode"], shard["mode_hash"]
+    scope = Scope(
+        sources=shard["sources"],
+        max_attempts=shard["max_attempts"],
+        max_samples=shard["max_samples"],
+        shard=shard["shard"],
+        shards=shard["shards"],
+    )
+    report = StepReport(f"generate {mode}, shard {shard['shard'] + 1} of {shard['shards']}")
+    progress = Progress(run_id=run_id, mode=mode, shard=shard["shard"], shards=shard["shards"])
+    with shard_lock(warehouse, mode, shard["shard"]):
+        progress.total = count_pending(warehouse, scope, [mode]).get(mode, {}).get(shard["shard"], 0)
+        save_progress(warehouse, progress)
+        try:
+            if progress.total:
+                engine.load()
+                progress = replace(progress, status="running", device=engine.device)
+                _generate(warehouse, engine, settings, scope, mode, hash_of_mode, progress, report)
+            progress.status = "done"
+        except BaseException:
+            progress.status = "failed"
+            raise
+        finally:
+            progress.eta_s = None
+            save_progress(warehouse, progress)
+    return report.check()
+
+
+def row_seed(run_seed: int, sample_id: str, mode: str, attempt: int) -> int:
+    """Derive the sampling seed of one row and attempt: 63 bits, the same on every machine."""
+    digest = hashlib.sha256(f"{run_seed}\n{sample_id}\n{mode}\n{attempt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _generate(
+    warehouse: Warehouse,
+    engine: Engine,
+    settings: Settings,
+    scope: Scope,
+    mode: str,
+    hash_of_mode: str,
+    progress: Progress,
+    report: StepReport,
+) -> None:
+    started = time.monotonic()
+    transcripts: dict[str, str] = {}
+    while len(window := pending_window(warehouse, scope, mode, hash_of_mode, WINDOW)):
+        prompts = _prompts(window, settings, mode, hash_of_mode)
+        transcripts = dict(zip(window["sample_id"].to_pylist(), window["text"].to_pylist(), strict=True))
+        for responses in engine.generate(prompts):
+            judged = [_judged(response, engine, transcripts[response.prompt.sample_id]) for response in responses]
+            store_responses(warehouse, judged)
+            _count(judged, scope, progress, report, time.monotonic() - started)
+            save_progress(warehouse, progress)
+            log.info(
+                "%s: %d of %d done, %d accepted, %d rejected texts, %.0f tokens/s, %.0f s left",
+                report.step,
+                progress.accepted + progress.given_up,
+                progress.total,
+                progress.accepted,
+                progress.rejected,
+                progress.tokens_per_s or 0,
+                progress.eta_s or 0,
+            )
+
+
+def _prompts(window: pa.Table, settings: Settings, mode: str, hash_of_mode: str) -> list[Prompt]:
+    messages = MODES[mode].build_prompts(window)
+    if prompt_hashes(hash_of_mode, messages).to_pylist() != window["prompt_hash"].to_pylist():
+        raise ValueError(
+            f"{mode}: the prompts that were planned are not the ones this code would ask; the code or the prompt "
+            "changed while the run was waiting. Trigger generate_and_publish again"
+        )
+    system_prompt = MODES[mode].system_prompt
+    rows = zip(*(window[name].to_pylist() for name in ("source", "sample_id", "prompt_hash", "attempt")), strict=True)
+    return [
+        Prompt(
+            source=source,
+            sample_id=sample_id,
+            mode=mode,
+            prompt_hash=prompt_hash,
+            system_prompt=system_prompt,
+            user_message=message,
+            attempt=attempt,
+            seed=row_seed(settings.run_seed, sample_id, mode, attempt),
+        )
+        for (source, sample_id, prompt_hash, attempt), message in zip(rows, messages.to_pylist(), strict=True)
+    ]
+
+
+def _judged(response: Response, engine: Engine, transcript: str) -> JudgedResponse:
+    text = clean_answer(response.text)
+    verdict = judge(response.prompt.mode, text, response.finish_reason, transcript)
+    return JudgedResponse(response, text, verdict, engine.name, RULES_VERSION)
+
+
+def _count(
+    judged: Sequence[JudgedResponse], scope: Scope, progress: Progress, report: StepReport, seconds: float
+) -> None:
+    """Add a stored batch to the progress and the report."""
+    for row in judged:
+        progress.response_tokens += row.response.response_tokens
+        if row.verdict == "accepted":
+            progress.accepted += 1
+            report.read += 1
+            report.written += 1
+            continue
+        progress.rejected += 1
+        if row.response.prompt.attempt >= scope.max_attempts:
+            progress.given_up += 1
+            report.read += 1
+            reason = f"given up: {row.verdict}"
+            report.skipped[reason] = report.skipped.get(reason, 0) + 1
+    done = progress.accepted + progress.given_up
+    progress.tokens_per_s = progress.response_tokens / max(seconds, 1e-9)
+    progress.eta_s = (progress.total - done) * seconds / done if done else None
+    report.details = {"tokens_per_s": round(progress.tokens_per_s, 1), "rejected_texts": progress.rejected}

@@ -1,0 +1,1 @@
+"""The embedded profile: PostgreSQL, Airflow and the small model on one machine."""

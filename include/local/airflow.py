@@ -1,0 +1,191 @@
+"""The embedded Airflow: its environment, its processes, and its REST API as a client sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from include.local.postgres import PostgresServer
+from include.settings import PROJECT_ROOT, Settings
+
+COMPONENTS = {
+    "api-server": ("api-server", "--host", "127.0.0.1", "--workers", "1"),
+    # Logs are read from the disk that all processes share; nothing needs to serve them on a port.
+    "scheduler": ("scheduler", "--skip-serve-logs"),
+    "dag-processor": ("dag-processor",),
+}
+"""Airflow's processes; no triggerer, because nothing here defers."""
+
+
+def airflow_command(*arguments: str) -> list[str]:
+    """Return the command line of Airflow's CLI in this virtual environment."""
+    return [str(Path(sys.executable).with_name("airflow")), *arguments]
+
+
+def airflow_environment(settings: Settings, postgres: PostgresServer, port: int) -> dict[str, str]:
+    """Return the whole environment of the embedded Airflow's processes.
+
+    Args:
+        settings: For the places.
+        postgres: Holds Airflow's metadata (database airflow) and the warehouse (database sift).
+        port: Of the API server, on loopback.
+    """
+    home = settings.home / "airflow"
+    url = f"http://127.0.0.1:{port}"
+    metadata = f"postgresql+psycopg2://postgres@/airflow?host={quote(str(postgres.socket_dir), safe='/')}"
+    keys = _secret_keys(home / "secrets.json")
+    # The user's own Airflow, if there is one, is not ours to configure ourselves from.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    return {
+        **inherited,
+        "PYTHONPATH": str(PROJECT_ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(PROJECT_ROOT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT_ROOT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        # One user, one machine, loopback only: whoever reaches this page owns the files it works on.
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__FERNET_KEY": keys["fernet_key"],
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": metadata,
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__SECRET_KEY": keys["secret_key"],
+        "AIRFLOW__API__INSTANCE_NAME": "SIFT audio platform",
+        "AIRFLOW__API_AUTH__JWT_SECRET": keys["jwt_secret"],
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "15",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "15",
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(settings.home / "logs" / "tasks"),
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "AIRFLOW_CONN_WAREHOUSE": json.dumps(
+            {"conn_type": "postgres", "host": str(postgres.socket_dir), "login": "postgres", "schema": "sift"}
+        ),
+        "HF_HOME": os.environ.get("HF_HOME", str(settings.home / "cache" / "huggingface")),
+        **_offline(settings),
+    }
+
+
+class AirflowApi:
+    """Airflow's REST API, as far as the front door needs it.
+
+    Args:
+        url: Base URL of the API server.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=30)
+
+    def healthy(self) -> bool:
+        """Whether the API server, the scheduler and the dag processor all work."""
+        try:
+            response = self._client.get("/api/v2/monitor/health")
+        except httpx.TransportError:
+            return False
+        states = response.json() if response.status_code == httpx.codes.OK else {}
+        parts = ("metadatabase", "scheduler", "dag_processor")
+        return all(states.get(part, {}).get("status") == "healthy" for part in parts)
+
+    def set_pool(self, name: str, slots: int, description: str) -> None:
+        """Make a pool, or change its size."""
+        size = {"slots": slots, "description": description, "include_deferred": False}
+        response = self._request("POST", "/api/v2/pools", json={"name": name, **size}, accept=(httpx.codes.CONFLICT,))
+        if response.status_code == httpx.codes.CONFLICT:
+            self._request("PATCH", f"/api/v2/pools/{name}", json={"pool": name, **size})
+
+    def list_dags(self) -> list[dict[str, Any]]:
+        """Return all DAGs."""
+        return list(self._request("GET", "/api/v2/dags", params={"limit": 200}).json()["dags"])
+
+    def import_errors(self) -> list[dict[str, Any]]:
+        """Return DAG files that cannot be imported."""
+        return list(self._request("GET", "/api/v2/importErrors").json()["import_errors"])
+
+    def unpause(self, dag_id: str) -> None:
+        """Let a DAG run."""
+        self._request("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+        """Start a run and return its id.
+
+        Raises:
+            ValueError: If there is no such DAG, or Airflow refuses the conf; with its message.
+        """
+        body = {"logical_date": None, "conf": dict(conf or {})}
+        return str(self._request("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body).json()["dag_run_id"])
+
+    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """Return one run."""
+        return dict(self._request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}").json())
+
+    def runs(self, dag_id: str) -> list[dict[str, Any]]:
+        """Return the newest runs of a DAG, newest first."""
+        params = {"order_by": "-run_after", "limit": 50}
+        return list(self._request("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=params).json()["dag_runs"])
+
+    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """Return a run's task instances."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances"
+        return list(self._request("GET", path, params={"limit": 200}).json()["task_instances"])
+
+    def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[str]:
+        """Return the messages of a task instance's log."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/logs/{try_number}"
+        params: dict[str, Any] = {"map_index": map_index, "full_content": True}
+        content = self._request("GET", path, params=params).json()["content"]
+        return [str(line.get("event", "")) if isinstance(line, dict) else str(line) for line in content]
+
+    def queued_events(self, dag_id: str) -> int:
+        """Return how many asset events wait for a run of the DAG."""
+        response = self._request("GET", f"/api/v2/dags/{dag_id}/assets/queuedEvents", accept=(httpx.codes.NOT_FOUND,))
+        return int(response.json().get("total_entries", 0)) if response.status_code == httpx.codes.OK else 0
+
+    def _request(self, method: str, path: str, *, accept: tuple[int, ...] = (), **kwargs: Any) -> httpx.Response:
+        if "Authorization" not in self._client.headers:
+            token = self._client.get("/auth/token").raise_for_status().json()["access_token"]
+            self._client.headers["Authorization"] = f"Bearer {token}"
+        response = self._client.request(method, path, **kwargs)
+        if response.is_error and response.status_code not in accept:
+            try:
+                detail = response.json()["detail"]
+            except (ValueError, KeyError):
+                detail = response.text[:500]
+            raise ValueError(f"Airflow refused {method} {path}: {detail}")
+        return response
+
+
+def _secret_keys(path: Path) -> dict[str, str]:
+    """Keys that Airflow's processes share, made once and readable by the owner only."""
+    if not path.exists():
+        from cryptography.fernet import Fernet
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keys = {
+            "fernet_key": Fernet.generate_key().decode(),
+            "secret_key": secrets.token_urlsafe(32),
+            "jwt_secret": secrets.token_urlsafe(48),
+        }
+        aside = path.with_suffix(".new")
+        aside.touch(mode=0o600)
+        aside.write_text(json.dumps(keys))
+        aside.rename(path)
+    loaded: dict[str, str] = json.loads(path.read_text())
+    return loaded
+
+
+def _offline(settings: Settings) -> dict[str, str]:
+    """Keep Hub libraries from looking outside when corpora and model both lie here."""
+    inside = not settings.hub.startswith("hf://") and settings.profile == "embedded"
+    return {"HF_HUB_OFFLINE": "1"} if inside else {}

@@ -1,0 +1,81 @@
+"""Processes of the embedded profile: each in a session of its own, none outliving the process that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start_process(
+    command: Sequence[str],
+    log_file: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    user: str | None = None,
+    death_signal: signal.Signals | None = signal.SIGTERM,
+) -> subprocess.Popen[bytes]:
+    """Start a process that dies with this one, unless it is told otherwise.
+
+    Args:
+        command: Program and arguments.
+        log_file: Where its output is appended.
+        env: Its whole environment; None: ours.
+        user: System user to run as (only root may choose).
+        death_signal: What the kernel sends it when this process ends in whatever way (Linux); None leaves it alone.
+            Call this from the main thread: the kernel watches the thread that started the child.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - the callers' commands are constants
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(env) if env is not None else None,
+            start_new_session=True,
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
+            preexec_fn=_dies_with_parent(death_signal) if death_signal else None,
+        )
+
+
+def stop_process(process: subprocess.Popen[bytes], first: signal.Signals, patience_s: float = 15) -> None:
+    """End a process and whatever is left of its session.
+
+    Args:
+        process: Started by `start_process`, so its pid is its session and process group.
+        first: Signal that asks it to end; after `patience_s` seconds it is killed.
+        patience_s: Seconds to wait.
+    """
+    if process.poll() is None:
+        process.send_signal(first)
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _dies_with_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    parent = os.getpid()
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def arrange() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, death_signal)
+        if os.getppid() != parent:  # it died before we asked
+            os.kill(os.getpid(), death_signal)
+
+    return arrange

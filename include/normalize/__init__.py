@@ -1,0 +1,1 @@
+"""Published values to canonical ones: pure functions, columns in and columns out."""

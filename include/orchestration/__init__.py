@@ -1,0 +1,1 @@
+"""What the DAGs share; the only part of include/ that imports Airflow."""

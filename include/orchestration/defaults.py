@@ -1,0 +1,56 @@
+"""What all DAGs share: retries, pool and queue, owner, start date, and the check of a run's conf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+
+OWNER = "data-platform"
+GPU_POOL = "gpu"
+GPU_QUEUE = "gpu"
+
+# Cron DAGs never catch up; the date only has to lie before any backfill a user may want.
+START_DATE = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+class UnknownConfError(ValueError):
+    """A run was given parameters that its DAG does not know."""
+
+
+# Bad input does not get better by trying again; everything else may.
+_NO_RETRY = RetryRule(
+    exception=[
+        "include.sources.reader.SourceError",
+        "include.storage.staging.MergeRefusedError",
+        "include.publish.release.ReleaseError",
+        "include.orchestration.defaults.UnknownConfError",
+    ],
+    action=RetryAction.FAIL,
+    reason="the input must change first",
+)
+
+DEFAULT_ARGS: dict[str, Any] = {
+    "owner": OWNER,
+    "retries": 2,
+    "retry_delay": timedelta(seconds=20),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=10),
+    "retry_policy": ExceptionRetryPolicy(rules=[_NO_RETRY]),
+}
+
+# A generating task may die with its GPU; what it had stored is not lost, so it may try often.
+GENERATE_ARGS: dict[str, Any] = {"pool": GPU_POOL, "queue": GPU_QUEUE, "retries": 5}
+
+
+def check_conf(conf: Mapping[str, Any] | None, known: Iterable[str]) -> None:
+    """Refuse parameters that the DAG does not know; Airflow itself would ignore them.
+
+    Raises:
+        UnknownConfError: Naming them and the known ones.
+    """
+    unknown = sorted(set(conf or {}) - set(known))
+    if unknown:
+        raise UnknownConfError(f"unknown parameters {', '.join(unknown)}; this DAG knows {', '.join(sorted(known))}")

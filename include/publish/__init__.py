@@ -1,0 +1,1 @@
+"""From accepted responses and published audio to a release that standard readers open."""

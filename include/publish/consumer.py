@@ -1,0 +1,77 @@
+"""Open a release as its users do, in a process of its own: `python -m include.publish.consumer RELEASE CACHE`.
+
+A process of its own, because `datasets` reads its environment when it is imported, and because reading a split takes
+memory that the publishing task would not give back.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from include.publish.manifest import ReleaseError, read_manifest
+from include.publish.record import AUDIO_PLACEHOLDER, published_features
+from include.settings import PROJECT_ROOT
+
+TIMEOUT_S = 900
+
+
+def check_opens(release: Path, cache: Path) -> None:
+    """Check that `datasets` opens a release: its splits, its features, and the first row of each split.
+
+    Args:
+        release: Folder of the release.
+        cache: Folder that `datasets` may fill; the caller removes it.
+
+    Raises:
+        ReleaseError: If it does not open, or shows something else than was published.
+    """
+    command = [sys.executable, "-m", "include.publish.consumer", str(release.resolve()), str(cache.resolve())]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own module and two folders
+            command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ReleaseError(f"{release.name}: datasets did not open it within {TIMEOUT_S} s") from error
+    if done.returncode:
+        raise ReleaseError(f"{release.name}: datasets does not open it: {done.stderr.strip()[-2000:]}")
+
+
+def _open(release: Path) -> None:
+    """Open every split and look at its first row."""
+    from datasets import Audio, load_dataset
+
+    expected = {name for name, source in read_manifest(release).sources.items() if source.files}
+    splits = load_dataset(str(release), streaming=True)
+    if set(splits) != expected:
+        raise ReleaseError(f"it shows the splits {sorted(splits)}, not {sorted(expected)}")
+    for name, split in splits.items():
+        if split.features != published_features():
+            raise ReleaseError(f"split {name} has the features {split.features}")
+        row = next(iter(split.cast_column("audio", Audio(decode=False))))
+        if not row["audio"]["bytes"] or row["source_dataset"] != name:
+            raise ReleaseError(f"split {name} begins with a row of {row['source_dataset']!r} or without audio")
+        if row["messages"][0]["content"].count(AUDIO_PLACEHOLDER) != 1:
+            raise ReleaseError(f"split {name} begins with a row without its {AUDIO_PLACEHOLDER} placeholder")
+
+
+def main(release: str, cache: str) -> int:
+    """Open the release offline; return the exit status, with the reason of a failure on stderr."""
+    # Read by datasets and huggingface_hub when they are imported.
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": cache, "HF_DATASETS_CACHE": cache}
+    try:
+        _open(Path(release))
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)  # noqa: T201 - the parent reads it
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.stderr.flush()
+    # Not sys.exit: pyarrow's threads may still read ahead, and a normal exit can crash on them (apache/arrow#45214).
+    status = main(sys.argv[1], sys.argv[2])
+    sys.stderr.flush()
+    os._exit(status)

@@ -1,0 +1,472 @@
+"""Write one source's records as Parquet shards, its audio passed through undecoded.
+
+A clip has a row per mode, so its bytes would be stored several times. They are stored once a row group, because all
+of a clip's rows lie in one row group and `audio.bytes` goes to the writer as a dictionary: each distinct clip once,
+and an index a row. Parquet keeps such a dictionary as one page ahead of the indices, as long as that page stays
+within `dictionary_pagesize_limit`; beyond it the writer would fall back to writing every row's bytes. Readers give
+plain bytes back.
+
+Memory holds one row group of the corpus and one of the release, whatever the corpus's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from include.publish.manifest import ReleaseError
+from include.publish.record import PUBLISHED_SCHEMA, build_records
+from include.schema import LABEL_COLUMNS
+
+log = logging.getLogger(__name__)
+
+WRITER_VERSION = 1
+"""Raise it whenever the same rows and clips would be laid out in other bytes: every source is then written anew."""
+
+SHARD_BYTES = 500_000_000
+ROW_GROUP_BYTES = 100_000_000
+
+# Parquet's limit for a page. A row group's dictionary is at most ROW_GROUP_BYTES, or one clip if that is larger.
+_DICTIONARY_LIMIT = 2**31 - 1
+
+
+def _leaves(name: str, kind: pa.DataType) -> list[str]:
+    """The Parquet columns below one Arrow column, by their paths."""
+    if pa.types.is_struct(kind):
+        return [leaf for field in kind for leaf in _leaves(f"{name}.{field.name}", field.type)]
+    if pa.types.is_list(kind):
+        return _leaves(f"{name}.list.element", kind.value_type)
+    return [name]
+
+
+_AUDIO_BYTES = "audio.bytes"
+_COLUMNS = [leaf for field in PUBLISHED_SCHEMA for leaf in _leaves(field.name, field.type)]
+
+# Audio is compressed already, and storage that finds repeated chunks (Xet on the Hub) finds them in plain bytes only.
+_COMPRESSION = {name: "none" if name == _AUDIO_BYTES else "zstd" for name in _COLUMNS}
+
+# Nearly every value of the others is distinct: a dictionary would only add its indices.
+_DICTIONARY_COLUMNS = [name for name in _COLUMNS if name not in ("sift_response", "messages.list.element.content")]
+
+# Smallest and largest value help to skip row groups by label or id; of audio and prose they say nothing.
+_STATISTICS_COLUMNS = [
+    name for name in _COLUMNS if name in ("sample_id", "source_dataset", "mode", "task", *LABEL_COLUMNS)
+]
+
+_AUDIO_HEADS = (
+    rb"RIFF.{4}WAVE",
+    rb"fLaC",
+    rb"OggS",
+    rb"ID3",  # MP3 with tags
+    rb"\xff[\xe0-\xff]",  # frame sync of MPEG audio
+    rb".{4}ftyp",  # MP4, M4A
+)
+"""How the containers begin that corpora publish and `datasets` decodes."""
+
+_AUDIO_HEAD = rb"(?s)\A(" + b"|".join(_AUDIO_HEADS) + rb")"
+_HEAD_BYTES = 12
+
+_CHUNK_BYTES = 1 << 20
+_NOTHING = pa.nulls(0)
+
+AudioReader = Callable[[str, int], pa.StructArray]
+"""(audio file, row group) -> its whole audio column: structs {bytes, path}, one a row of the corpus."""
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """One shard.
+
+    Attributes:
+        name: File name, e.g. "train-00000-of-00002.parquet".
+        rows: Records in it.
+        bytes: Its size.
+        sha256: Hex digest of its bytes.
+    """
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """What became of one source's rows; `rows` and the counts of `left_out` add up to the rows given.
+
+    Attributes:
+        files: The shards, in order; none if every row was left out.
+        rows_by_mode: Records, by mode.
+        clips: Distinct clips published.
+        left_out: Rows left out, by reason: "audio missing", "audio empty", "not audio".
+        arrow_bytes: Size of the records as an Arrow table, where a clip is held once a row.
+    """
+
+    files: tuple[WrittenFile, ...]
+    rows_by_mode: dict[str, int]
+    clips: int
+    left_out: dict[str, int]
+    arrow_bytes: int
+
+    @property
+    def rows(self) -> int:
+        """Records in all shards."""
+        return sum(self.rows_by_mode.values())
+
+
+def write_source(
+    directory: Path,
+    source: str,
+    rows: Iterator[pa.Table],
+    audio: AudioReader,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    row_group_bytes: int = ROW_GROUP_BYTES,
+) -> SourceFiles:
+    """Write one source's shards. The same rows and clips give the same files, wherever the tables are cut.
+
+    Args:
+        directory: Where `train-*.parquet` go; made when there is a row to write.
+        source: Name of the source, for messages.
+        rows: Tables of rows as `build_records` takes them, with `audio_file` (string), `audio_row_group` and
+            `audio_row` (int32), ordered by (audio_file, audio_row_group, audio_row, mode). They may be cut anywhere.
+        audio: Reads the audio column of one row group; called once a row group, in order.
+        shard_bytes: About the size at which a shard is closed; it is cut between row groups.
+        row_group_bytes: Bytes of distinct clips in a row group; more only if a single clip is larger.
+
+    Returns:
+        The files and counts. Rows whose clip is missing, empty or not audio are left out and counted.
+
+    Raises:
+        ReleaseError: If the rows are not in order, or a row lies beyond its row group.
+    """
+    with _ShardWriter(directory, shard_bytes) as shards:
+        groups = _RowGroupBuilder(shards, row_group_bytes)
+        clips = _SourceClips(source, audio)
+        for table in rows:
+            for run in _runs_of_one_row_group(table):
+                kept, positions = clips.select(run)
+                groups.add(kept, positions, clips)
+        groups.flush()
+        files = shards.finish()
+    if clips.left_out:
+        log.warning("%s: rows left out: %s", source, dict(clips.left_out))
+    return SourceFiles(
+        files=files,
+        rows_by_mode=dict(groups.rows_by_mode),
+        clips=groups.clips_written,
+        left_out=dict(clips.left_out),
+        arrow_bytes=groups.arrow_bytes,
+    )
+
+
+def _runs_of_one_row_group(table: pa.Table) -> Iterator[pa.Table]:
+    """Cut a table into slices whose rows lie in one row group of one file."""
+    files = table.column("audio_file").combine_chunks().dictionary_encode().indices.to_numpy()
+    row_groups = _numbers(table, "audio_row_group")
+    cuts = np.flatnonzero((np.diff(files) != 0) | (np.diff(row_groups) != 0)) + 1
+    edges = [0, *cuts.tolist(), len(table)]
+    for start, end in pairwise(edges):
+        if end > start:
+            yield table.slice(start, end - start)
+
+
+def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.int64]:
+    numbers: npt.NDArray[np.int64] = table.column(name).combine_chunks().cast(pa.int64()).to_numpy()
+    return numbers
+
+
+class _SourceClips:
+    """The clips of one row group of the corpus, and which of them can be published."""
+
+    def __init__(self, source: str, audio: AudioReader) -> None:
+        self.left_out: Counter[str] = Counter()
+        self._source = source
+        self._read = audio
+        self._key: tuple[str, int] | None = None
+        self._seen: set[tuple[str, int]] = set()
+        self._last_row = -1
+
+    def select(self, run: pa.Table) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+        """Load the row group of R rows; return the rows that can be published and their clips' positions in it."""
+        key = (run.column("audio_file")[0].as_py(), run.column("audio_row_group")[0].as_py())
+        if key != self._key:
+            self._load(key)
+        positions = _numbers(run, "audio_row")
+        self._check(positions)
+        reasons = self._reasons.take(pa.array(positions))
+        for count in reasons.drop_null().value_counts().to_pylist():
+            self.left_out[count["values"]] += count["counts"]
+        usable = reasons.is_null()
+        return run.filter(usable), positions[usable.to_numpy(zero_copy_only=False)]
+
+    def sizes(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Bytes of the clips at these positions."""
+        taken: npt.NDArray[np.int64] = self._sizes[positions]
+        return taken
+
+    def take(self, positions: npt.NDArray[np.int64]) -> tuple[pa.BinaryArray, pa.StringArray]:
+        """Bytes and paths of the clips at these positions, copied, so that the row group can be let go."""
+        index = pa.array(positions)
+        return self._bytes.take(index).cast(pa.binary()), self._paths.take(index)
+
+    def _load(self, key: tuple[str, int]) -> None:
+        if key in self._seen:
+            raise ReleaseError(f"{self._source}: rows of {key[0]}, row group {key[1]}, are not together")
+        self._seen.add(key)
+        self._key, self._last_row = key, -1
+        self._bytes = self._paths = _NOTHING  # let go of the last row group before the next one is read
+        column = self._read(*key)
+        # Unlike StructArray.field, struct_field turns a missing struct into missing bytes.
+        self._bytes = pc.struct_field(column, "bytes")
+        self._paths = pc.struct_field(column, "path").cast(pa.string())
+        self._sizes = pc.fill_null(pc.binary_length(self._bytes), 0).cast(pa.int64()).to_numpy()
+        self._reasons = _reasons_to_leave_out(self._bytes)
+
+    def _check(self, positions: npt.NDArray[np.int64]) -> None:
+        """Refuse positions that would read another clip than the one staged, or one clip twice."""
+        file, row_group = self._key or ("", -1)
+        if positions.max() >= len(self._sizes) or positions.min() < 0:
+            raise ReleaseError(
+                f"{self._source}: {file}, row group {row_group}, has {len(self._sizes)} rows, but row "
+                f"{positions.max()} was staged from it: the file has changed since; ingest {self._source} again"
+            )
+        if positions[0] < self._last_row or (np.diff(positions) < 0).any():
+            raise ReleaseError(f"{self._source}: rows of {file}, row group {row_group}, are not ordered by audio_row")
+        self._last_row = int(positions[-1])
+
+
+def _reasons_to_leave_out(clips: pa.Array) -> pa.StringArray:
+    """Why each of N clips cannot be published; NULL where it can."""
+    head = pc.binary_slice(clips, 0, _HEAD_BYTES)
+    is_empty = pc.equal(pc.binary_length(clips), 0)
+    is_other = pc.invert(pc.match_substring_regex(head, _AUDIO_HEAD))
+    # A missing clip is the first case; in the others it is NULL, which case_when takes for no.
+    return pc.case_when(
+        pc.make_struct(clips.is_null(), is_empty, is_other),
+        pa.scalar("audio missing"),
+        pa.scalar("audio empty"),
+        pa.scalar("not audio"),
+    )
+
+
+class _RowGroupBuilder:
+    """Collects rows and their distinct clips until a row group is full.
+
+    Attributes:
+        clips_written: Distinct clips so far.
+        rows_by_mode: Records so far, by mode.
+        arrow_bytes: Size of the records so far as an Arrow table.
+    """
+
+    def __init__(self, shards: _ShardWriter, limit: int) -> None:
+        self.clips_written = 0
+        self.rows_by_mode: Counter[str] = Counter()
+        self.arrow_bytes = 0
+        self._shards = shards
+        self._limit = limit
+        self._last_clip: tuple[str, int, int] | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._tables: list[pa.Table] = []
+        self._index: list[npt.NDArray[np.int32]] = []  # per table: each row's clip, counted within the row group
+        self._bytes: list[pa.BinaryArray] = []
+        self._paths: list[pa.StringArray] = []
+        self._clips = 0
+        self._size = 0
+
+    def add(self, rows: pa.Table, positions: npt.NDArray[np.int64], clips: _SourceClips) -> None:
+        """Add R rows of one row group of the corpus, whose clips lie at these R ascending positions."""
+        if not len(rows):
+            return
+        file, row_group = rows.column("audio_file")[0].as_py(), rows.column("audio_row_group")[0].as_py()
+        # A table may end amid a clip's modes: then the first rows belong to the last clip of the open row group.
+        is_new = np.diff(positions, prepend=-1) != 0
+        is_new[0] = (file, row_group, int(positions[0])) != self._last_clip
+        self._last_clip = (file, row_group, int(positions[-1]))
+        first_rows = np.flatnonzero(is_new)
+        sizes = clips.sizes(positions[first_rows])
+
+        continued = int(first_rows[0]) if len(first_rows) else len(rows)
+        self._append(rows.slice(0, continued), is_new[:continued])
+        start = 0
+        while start < len(first_rows):
+            fitting = int(np.searchsorted(np.cumsum(sizes[start:]), self._limit - self._size, side="right"))
+            if not fitting and self._clips:
+                self.flush()
+                continue
+            end = start + max(fitting, 1)
+            from_row = int(first_rows[start])
+            to_row = int(first_rows[end]) if end < len(first_rows) else len(rows)
+            taken, paths = clips.take(positions[first_rows[start:end]])
+            self._bytes.append(taken)
+            self._paths.append(paths)
+            self._size += int(sizes[start:end].sum())
+            self._append(rows.slice(from_row, to_row - from_row), is_new[from_row:to_row])
+            start = end
+
+    def _append(self, rows: pa.Table, is_new: npt.NDArray[np.bool_]) -> None:
+        """Append rows, each of which opens a new clip or belongs to the one before it."""
+        if not len(rows):
+            return
+        index = self._clips - 1 + np.cumsum(is_new, dtype=np.int32)
+        self._tables.append(rows)
+        self._index.append(index.astype(np.int32))
+        self._clips = int(index[-1]) + 1
+
+    def flush(self) -> None:
+        """Write what was collected as one row group."""
+        if not self._tables:
+            return
+        rows = pa.concat_tables(self._tables)
+        index = pa.array(np.concatenate(self._index))
+        clips, paths = pa.concat_arrays(self._bytes), pa.concat_arrays(self._paths)
+        count, size = self._clips, self._size
+        self._clear()
+        audio = pa.StructArray.from_arrays(
+            [pa.DictionaryArray.from_arrays(index, clips), paths.take(index)], ["bytes", "path"]
+        )
+        records = build_records(rows, audio)
+        self._shards.write(records, size)
+
+        self.clips_written += count
+        for modes in records.column("mode").value_counts().to_pylist():
+            self.rows_by_mode[modes["values"]] += modes["counts"]
+        audio_bytes = pc.sum(pc.binary_length(clips).take(index)).as_py()
+        self.arrow_bytes += audio_bytes + audio.field("path").nbytes + records.drop_columns("audio").nbytes
+
+
+class _ShardWriter:
+    """Writes row groups into `train-*.parquet`, opening the next file when one is full.
+
+    The number of shards, which their names tell, is known at the end: until then they are `train-00000.tmp`.
+    """
+
+    def __init__(self, directory: Path, shard_bytes: int) -> None:
+        self._directory = directory
+        self._shard_bytes = shard_bytes
+        self._shards: list[_Shard] = []
+        self._is_full = True
+        # Hashing costs more than writing where the CPU has no SHA instructions (tried: 0.4 against 0.6 GB/s), so a
+        # thread does it, from the page cache, behind the writer.
+        self._hashing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sha256")
+
+    def __enter__(self) -> _ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hashing.shutdown(cancel_futures=True)
+        for shard in self._shards:
+            shard.abandon()
+
+    def write(self, records: pa.Table, size: int) -> None:
+        """Write N records as one row group of about `size` bytes."""
+        if self._shards and self._shards[-1].size + size > self._shard_bytes:
+            self._shards[-1].close()
+            self._is_full = True
+        if self._is_full:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path = self._directory / f"train-{len(self._shards):05d}.tmp"
+            self._shards.append(_Shard(path, records.schema, self._hashing))
+            self._is_full = False
+        self._shards[-1].write(records)
+
+    def finish(self) -> tuple[WrittenFile, ...]:
+        """Close the last shard, wait for the hashes, and give all shards their names."""
+        if self._shards:
+            self._shards[-1].close()
+        return tuple(
+            shard.rename(f"train-{number:05d}-of-{len(self._shards):05d}.parquet")
+            for number, shard in enumerate(self._shards)
+        )
+
+
+class _Shard:
+    """One Parquet file, and the hash that follows it.
+
+    Attributes:
+        size: Bytes written so far.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, hashing: Executor) -> None:
+        self.size = 0
+        self._path = path
+        self._rows = 0
+        self._hashing = hashing
+        self._hashes: list[Future[None]] = []
+        self._digest = hashlib.sha256()
+        self._sink = pa.OSFile(str(path), "wb")
+        self._written = path.open("rb", buffering=0)
+        self._writer = pq.ParquetWriter(
+            self._sink,
+            schema,
+            compression=_COMPRESSION,
+            use_dictionary=_DICTIONARY_COLUMNS,
+            dictionary_pagesize_limit=_DICTIONARY_LIMIT,
+            use_content_defined_chunking=True,
+            write_statistics=_STATISTICS_COLUMNS,
+            write_page_index=True,
+            # The Arrow schema would make readers give the dictionary back; without it they follow the Parquet schema.
+            store_schema=False,
+        )
+        self._writer.add_key_value_metadata(PUBLISHED_SCHEMA.metadata)
+
+    def write(self, records: pa.Table) -> None:
+        """Write N records as one row group."""
+        self._writer.write_table(records, row_group_size=len(records))
+        self._rows += len(records)
+        self._follow()
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()
+        self._follow()
+        self._sink.close()
+
+    def rename(self, name: str) -> WrittenFile:
+        """Give the closed file its name and return its facts, waiting for its hash."""
+        for done in self._hashes:
+            done.result()
+        self._written.close()
+        self._path.rename(self._path.with_name(name))
+        return WrittenFile(name, self._rows, self.size, self._digest.hexdigest())
+
+    def abandon(self) -> None:
+        """Let go of the file; after an error, what it holds is of no use."""
+        if self._writer.is_open:
+            with suppress(OSError):
+                self._writer.close()
+            self._writer.is_open = False  # a full disk fails the footer too: no second try when it is collected
+        self._sink.close()
+        self._written.close()
+
+    def _follow(self) -> None:
+        """Have what was written since the last call hashed; it never changes again."""
+        written = int(self._sink.tell())
+        self._hashes.append(self._hashing.submit(self._hash, written - self.size))
+        self.size = written
+
+    def _hash(self, count: int) -> None:
+        while count:
+            chunk = self._written.read(min(_CHUNK_BYTES, count))
+            if not chunk:
+                raise OSError(f"{self._path} is shorter than what was written to it")
+            self._digest.update(chunk)
+            count -= len(chunk)

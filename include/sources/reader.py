@@ -1,0 +1,322 @@
+"""Read corpora in the Hub's layout: which files there are, their metadata columns, and the audio of one row group.
+
+`datasets` resolves configurations and splits to files; pyarrow then reads only the columns that are asked for, from
+a folder or over `hf://`. Audio bytes are read by publishing alone, one row group at a time, and never decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import struct
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from include.sources.recipe import SourceRecipe
+
+log = logging.getLogger(__name__)
+
+HF_PREFIX = "hf://datasets"
+BATCH_ROWS = 65_536
+_PARQUET_MAGIC = b"PAR1"
+
+
+class SourceError(ValueError):
+    """A corpus cannot be read as its recipe says; the message names the corpus, the file or column, and what to do."""
+
+
+class NoRevisionYetError(SourceError):
+    """The corpus has no revision as old as the one asked for."""
+
+
+@dataclass(frozen=True)
+class CorpusFile:
+    """One Parquet file of a corpus.
+
+    Attributes:
+        path: Path within the repository.
+        split: The corpus's split it belongs to.
+        size: Bytes.
+        blob_id: Identity of its content: the Hub's blob id, or in a folder a hash of size and footer.
+    """
+
+    path: str
+    split: str
+    size: int
+    blob_id: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The files of one revision of a corpus.
+
+    Attributes:
+        source: Name of the source.
+        location: Folder, or "hf://datasets/<repository>@<commit>".
+        revision: Commit, or in a folder a hash of all files' paths, sizes and footers.
+        published_at: When the revision was committed (ISO 8601); None for a folder, which is valid at any date.
+        files: All Parquet files of the recipe's splits.
+    """
+
+    source: str
+    location: str
+    revision: str
+    published_at: str | None
+    files: tuple[CorpusFile, ...]
+
+
+def resolve_corpus(
+    recipe: SourceRecipe, hub: str, *, revision: str | None = None, not_after: datetime | None = None
+) -> Corpus:
+    """Find the revision to read and its files.
+
+    Args:
+        recipe: The corpus.
+        hub: "hf://datasets", or a folder in the Hub's layout.
+        revision: Pin a revision; None follows the recipe's branch. Ignored for a folder, which has just one.
+        not_after: Take the newest revision that is not younger; None: the newest.
+
+    Raises:
+        SourceError: If the corpus, its configuration or a split is not there, or a file is not Parquet.
+        NoRevisionYetError: If every revision is younger than `not_after`.
+    """
+    if hub.startswith(HF_PREFIX):
+        return _resolve_on_hub(recipe, revision, not_after)
+    return _resolve_in_folder(recipe, Path(hub))
+
+
+def group_files(files: Sequence[CorpusFile], groups: int = 8) -> list[list[CorpusFile]]:
+    """Split files into at most `groups` groups of about equal bytes, largest files first.
+
+    Returns:
+        Non-empty groups; every file in exactly one.
+    """
+    bins: list[list[CorpusFile]] = [[] for _ in range(min(groups, len(files)))]
+    sizes = [0] * len(bins)
+    for file in sorted(files, key=lambda file: (-file.size, file.path)):
+        smallest = sizes.index(min(sizes))
+        bins[smallest].append(file)
+        sizes[smallest] += file.size
+    return bins
+
+
+def read_metadata(corpus: Corpus, file: CorpusFile, recipe: SourceRecipe) -> Iterator[pa.Table]:
+    """Read the metadata columns of one file, and where each row lies.
+
+    Yields:
+        Tables of at most BATCH_ROWS rows with `recipe.columns` and LOCATION_COLUMNS, in the file's order.
+
+    Raises:
+        SourceError: If the file cannot be read, or lacks a column or holds another type than the recipe says.
+    """
+    with _open_parquet(corpus, file.path) as parquet:
+        class_names = _check_columns(parquet.schema_arrow, file.path, recipe)
+        sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.metadata.num_row_groups)]
+        group_of_row = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        row_in_group = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.array([], np.int32)])
+        start = 0
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=recipe.columns):
+            table = pa.Table.from_batches([batch])
+            for name, names in class_names.items():
+                position = table.schema.get_field_index(name)
+                table = table.set_column(position, name, _decode_classes(table.column(position), names))
+            rows = slice(start, start + len(table))
+            start = rows.stop
+            for name, values in (
+                ("split", pa.repeat(pa.scalar(file.split), len(table))),
+                ("audio_file", pa.repeat(pa.scalar(file.path), len(table))),
+                ("audio_row_group", pa.array(group_of_row[rows])),
+                ("audio_row", pa.array(row_in_group[rows])),
+                ("blob_id", pa.repeat(pa.scalar(file.blob_id), len(table))),
+            ):
+                # The corpus may have a column of the same name (`split`); where its bytes lie is ours to say.
+                if name in table.column_names:
+                    table = table.drop_columns([name])
+                table = table.append_column(name, values)
+            yield table
+
+
+def audio_reader(corpus: Corpus, column: str = "audio") -> Callable[[str, int], pa.StructArray]:
+    """Return a function (file path, row group) -> the N clips of that row group as struct{bytes, path}."""
+
+    def read(path: str, row_group: int) -> pa.StructArray:
+        with _open_parquet(corpus, path) as parquet:
+            return parquet.read_row_group(row_group, columns=[column]).column(column).combine_chunks()
+
+    return read
+
+
+def _resolve_in_folder(recipe: SourceRecipe, hub: Path) -> Corpus:
+    folder = (hub / recipe.repository).resolve()
+    if not folder.is_dir():
+        raise SourceError(
+            f"{recipe.name}: no folder {recipe.repository} in {hub}; point SIFT_HUB (or --hub) at a folder in the "
+            "Hub's layout, or leave this source out"
+        )
+    files = []
+    for split, path in _data_files(recipe, str(folder)):
+        here = Path(path)
+        name = here.relative_to(folder).as_posix()
+        footer = _footer(here, recipe.name)
+        size = here.stat().st_size
+        files.append(CorpusFile(name, split, size, hashlib.sha256(f"{size}\n".encode() + footer).hexdigest()))
+    files.sort(key=lambda file: file.path)
+    revision = hashlib.sha256()
+    for file in files:
+        revision.update(f"{file.path}\n{file.size}\n{file.blob_id}\n".encode())
+    return Corpus(recipe.name, str(folder), revision.hexdigest()[:40], None, tuple(files))
+
+
+def _resolve_on_hub(recipe: SourceRecipe, revision: str | None, not_after: datetime | None) -> Corpus:
+    from huggingface_hub import HfApi, RepoFile
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    api = HfApi()
+    try:
+        commits = api.list_repo_commits(recipe.repository, repo_type="dataset", revision=revision or recipe.branch)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HfHubHTTPError, OSError) as error:
+        raise SourceError(
+            f"{recipe.name}: cannot list revisions of dataset {recipe.repository}@{revision or recipe.branch}: "
+            f"{error}. Check the network, HF_ENDPOINT and HF_TOKEN, or read a local mirror with SIFT_HUB"
+        ) from error
+    # Newest first. The commit asked for is the first one.
+    chosen = next((c for c in commits if not_after is None or c.created_at <= not_after), None)
+    if chosen is None:
+        raise NoRevisionYetError(f"{recipe.name}: {recipe.repository} has no revision as old as {not_after}")
+    location = f"{HF_PREFIX}/{recipe.repository}@{chosen.commit_id}"
+    split_of = {
+        path.removeprefix(f"{location}/"): split
+        for split, path in _data_files(recipe, recipe.repository, revision=chosen.commit_id)
+    }
+    infos = api.get_paths_info(recipe.repository, list(split_of), revision=chosen.commit_id, repo_type="dataset")
+    files = tuple(
+        CorpusFile(info.path, split_of[info.path], info.size, info.lfs.sha256 if info.lfs else info.blob_id)
+        for info in sorted(infos, key=lambda info: info.path)
+        if isinstance(info, RepoFile)
+    )
+    return Corpus(recipe.name, location, chosen.commit_id, chosen.created_at.isoformat(), files)
+
+
+def _data_files(recipe: SourceRecipe, path: str, revision: str | None = None) -> list[tuple[str, str]]:
+    """Let `datasets` resolve the recipe's configuration: (split, file) pairs of its splits."""
+    from datasets import load_dataset_builder
+    from datasets.exceptions import DatasetNotFoundError
+
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            builder = load_dataset_builder(path, recipe.config, revision=revision, cache_dir=cache)
+        except (DatasetNotFoundError, FileNotFoundError, ValueError) as error:
+            raise SourceError(
+                f"{recipe.name}: {recipe.repository}, configuration {recipe.config!r}, cannot be resolved: {error}"
+            ) from error
+    by_split = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
+    missing = [split for split in recipe.splits if not by_split.get(split)]
+    if missing:
+        raise SourceError(
+            f"{recipe.name}: {recipe.repository} has no files for split {', '.join(missing)}; it has {sorted(by_split)}"
+        )
+    return [(split, file) for split in recipe.splits for file in by_split[split]]
+
+
+def _footer(path: Path, source: str) -> bytes:
+    """Return the bytes of a Parquet footer: schema, row groups and their statistics."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        if size >= 12:
+            file.seek(size - 8)
+            length, magic = struct.unpack("<I4s", file.read(8))
+            if magic == _PARQUET_MAGIC and length <= size - 12:
+                file.seek(size - 8 - length)
+                return file.read(length)
+    raise SourceError(
+        f"{source}: {path.name} is not a whole Parquet file (no footer; cut off while copying?). Fetch it again"
+    )
+
+
+@contextmanager
+def _open_parquet(corpus: Corpus, path: str) -> Iterator[pq.ParquetFile]:
+    uri = f"{corpus.location}/{path}"
+    try:
+        with _open_binary(uri) as handle, pq.ParquetFile(handle, pre_buffer=True) as parquet:
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{corpus.source}: cannot read {path} at {corpus.revision[:12]}: {error}") from error
+
+
+def _open_binary(uri: str) -> IO[bytes]:
+    if not uri.startswith("hf://"):
+        return Path(uri).open("rb")
+    from huggingface_hub import HfFileSystem
+
+    # Parquet says exactly which ranges it wants, coalesced by pre_buffer: a read-ahead cache would only read more.
+    handle: IO[bytes] = HfFileSystem().open(uri, "rb", cache_type="none")
+    return handle
+
+
+def _check_columns(schema: pa.Schema, path: str, recipe: SourceRecipe) -> dict[str, list[str]]:
+    """Hold a file's columns against the recipe; return the names of the ClassLabel columns' classes."""
+    declared = _class_names(schema)
+    used: dict[str, list[str]] = {}
+    for column, kind in {recipe.key: "text", **{field.column: field.kind for field in recipe.fields.values()}}.items():
+        kind_found = _leaf_type(schema, column)
+        if kind_found is None:
+            raise SourceError(
+                f"{recipe.name}: {path} has no column {column!r}; it has {schema.names}. The corpus has changed: "
+                f"adapt include/sources/{recipe.name}.py or pin an older revision"
+            )
+        text = pa.types.is_string(kind_found) or pa.types.is_large_string(kind_found) or pa.types.is_null(kind_found)
+        number = pa.types.is_integer(kind_found) or pa.types.is_floating(kind_found)
+        if kind == "label" and column in declared and pa.types.is_integer(kind_found):
+            used[column] = declared[column]
+        # Floats given as text are read as numbers where they can be; anything else is drift.
+        elif not {"text": text, "label": text or number, "number": number}[kind]:
+            raise SourceError(
+                f"{recipe.name}: {path} holds {kind_found} in column {column!r} where the recipe expects {kind}. "
+                f"The corpus has changed: adapt include/sources/{recipe.name}.py or pin an older revision"
+            )
+    return used
+
+
+def _leaf_type(schema: pa.Schema, column: str) -> pa.DataType | None:
+    name, _, leaf = column.partition(".")
+    position = schema.get_field_index(name)
+    if position < 0:
+        return None
+    kind = schema.field(position).type
+    if not leaf:
+        return kind
+    if not pa.types.is_struct(kind) or kind.get_field_index(leaf) < 0:
+        return None
+    return kind.field(leaf).type
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Names that the file declares for its integer label columns (datasets' ClassLabel)."""
+    metadata = (schema.metadata or {}).get(b"huggingface")
+    if not metadata:
+        return {}
+    features: dict[str, Any] = json.loads(metadata).get("info", {}).get("features", {})
+    return {
+        name: feature["names"]
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }
+
+
+def _decode_classes(column: pa.ChunkedArray, names: list[str]) -> pa.Array:
+    """Class numbers to class names; a number without a name stays as text, to be counted as unmapped."""
+    numbers = column.combine_chunks()
+    known = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names)))
+    looked_up = pa.array(names, pa.string()).take(pc.if_else(known, numbers, 0))
+    return pc.if_else(known, looked_up, numbers.cast(pa.string()))

@@ -1,0 +1,190 @@
+"""Generation tables: prompts, the pending rule, responses as they come, live progress."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from include.schema import LABEL_COLUMNS, Response
+from include.storage.warehouse import Warehouse, copy_in, statement
+
+_LABELS = [(name, pa.string()) for name in LABEL_COLUMNS]
+STALE_SCHEMA = pa.schema([("sample_id", pa.string()), ("row_hash", pa.string()), ("text", pa.string()), *_LABELS])
+PENDING_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("sample_id", pa.string()),
+        ("prompt_hash", pa.string()),
+        ("attempt", pa.int32()),
+        ("text", pa.string()),
+        *_LABELS,
+    ]
+)
+NEW_PROMPTS_SCHEMA = pa.schema([("sample_id", pa.string()), ("row_hash", pa.string()), ("prompt_hash", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """Which pending work is meant.
+
+    Attributes:
+        sources: Sources by name.
+        max_attempts: Tries after which a prompt is given up.
+        max_samples: At most so many samples of each source, the same ones every time; None: all.
+        shard: This shard of `shards`, by hash of sample_id.
+        shards: Number of shards per mode.
+    """
+
+    sources: list[str]
+    max_attempts: int
+    max_samples: int | None = None
+    shard: int = 0
+    shards: int = 1
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """A row of `generation.runs`: how far one shard of one mode has come."""
+
+    run_id: str
+    mode: str
+    shard: int
+    shards: int
+    status: str = "loading model"
+    device: str | None = None
+    total: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    given_up: int = 0
+    response_tokens: int = 0
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True)
+class JudgedResponse:
+    """A response with its verdict: 'accepted', or the name of the rule that it broke."""
+
+    response: Response
+    text: str
+    verdict: str
+    engine: str
+    rules_version: int
+
+
+def register_mode(warehouse: Warehouse, mode: str, mode_hash: str, inputs: Mapping[str, object]) -> None:
+    """Record what a mode_hash covers."""
+    with warehouse.connection() as connection:
+        connection.execute(
+            statement("insert_mode"), {"mode": mode, "mode_hash": mode_hash, "inputs": Jsonb(dict(inputs))}
+        )
+
+
+def stale_prompts(warehouse: Warehouse, source: str, mode: str, mode_hash: str) -> Iterator[pa.RecordBatch]:
+    """Yield samples (STALE_SCHEMA) whose prompt under this mode is unknown or out of date."""
+    params = {"source": source, "mode": mode, "mode_hash": mode_hash}
+    return warehouse.stream(statement("stale_prompts"), params, STALE_SCHEMA)
+
+
+def upsert_prompts(warehouse: Warehouse, source: str, mode: str, mode_hash: str, prompts: pa.Table) -> None:
+    """Store N current prompts (NEW_PROMPTS_SCHEMA) of one source and mode."""
+    with warehouse.transaction() as connection:
+        connection.execute(statement("create_new_prompts"))
+        copy_in(connection, sql.Identifier("new_prompts"), NEW_PROMPTS_SCHEMA.names, prompts)
+        connection.execute(statement("upsert_prompts"), {"source": source, "mode": mode, "mode_hash": mode_hash})
+
+
+def count_pending(warehouse: Warehouse, scope: Scope, modes: Sequence[str]) -> dict[str, dict[int, int]]:
+    """Count pending prompts: mode -> shard -> rows; shards without work are left out."""
+    with warehouse.connection() as connection:
+        rows = connection.execute(statement("count_pending"), {**asdict(scope), "modes": list(modes)}).fetchall()
+    counts: dict[str, dict[int, int]] = {}
+    for row in rows:
+        shards = counts.setdefault(row["mode"], {})
+        shards[row["shard"]] = shards.get(row["shard"], 0) + row["rows"]
+    return counts
+
+
+def pending_window(warehouse: Warehouse, scope: Scope, mode: str, mode_hash: str, window: int) -> pa.Table:
+    """Return the next pending prompts of a shard, at most `window`, with their samples (PENDING_SCHEMA)."""
+    params = {**asdict(scope), "mode": mode, "mode_hash": mode_hash, "window": window}
+    batches = warehouse.stream(statement("pending_window"), params, PENDING_SCHEMA)
+    return pa.Table.from_batches(batches, schema=PENDING_SCHEMA)
+
+
+def store_responses(warehouse: Warehouse, judged: Sequence[JudgedResponse]) -> None:
+    """Store a finished batch in one transaction: accepted ones as responses, the others as attempts.
+
+    What is there already stays: two overlapping attempts of one shard cannot overwrite anything.
+    """
+    with warehouse.transaction() as connection, connection.cursor() as cursor:
+        for name, rows in (
+            ("insert_response", [row for row in judged if row.verdict == "accepted"]),
+            ("insert_attempt", [row for row in judged if row.verdict != "accepted"]),
+        ):
+            cursor.executemany(statement(name), [_response_row(row) for row in rows])
+
+
+def save_progress(warehouse: Warehouse, progress: Progress) -> None:
+    """Write the shard's row of `generation.runs`."""
+    with warehouse.connection() as connection:
+        connection.execute(statement("upsert_run"), asdict(progress))
+
+
+def list_progress(warehouse: Warehouse, since: datetime) -> list[dict[str, Any]]:
+    """Return the rows of `generation.runs` touched since then."""
+    with warehouse.connection() as connection:
+        return connection.execute(statement("list_runs"), {"since": since}).fetchall()
+
+
+@contextmanager
+def shard_lock(warehouse: Warehouse, mode: str, shard: int) -> Iterator[None]:
+    """Hold a shard of a mode; a second holder waits until the first one ends, however it ends."""
+    with warehouse.connection() as connection:
+        connection.execute("select pg_advisory_lock(hashtextextended(%s, 0))", [f"generate {mode} {shard}"])
+        yield
+
+
+def coverage(
+    warehouse: Warehouse, sources: Sequence[str], modes: Sequence[str], max_attempts: int
+) -> list[dict[str, Any]]:
+    """Count staged, accepted, pending and given-up prompts by source and mode."""
+    params = {"sources": list(sources), "modes": list(modes), "max_attempts": max_attempts}
+    with warehouse.connection() as connection:
+        return connection.execute(statement("coverage"), params).fetchall()
+
+
+def count_verdicts(warehouse: Warehouse, sources: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Count verdicts on all texts written under the current prompts: mode -> verdict -> texts."""
+    with warehouse.connection() as connection:
+        rows = connection.execute(statement("verdicts"), {"sources": list(sources)}).fetchall()
+    counts: dict[str, dict[str, int]] = {}
+    for row in rows:
+        counts.setdefault(row["mode"], {})[row["verdict"]] = row["texts"]
+    return counts
+
+
+def _response_row(judged: JudgedResponse) -> dict[str, object]:
+    response, prompt = judged.response, judged.response.prompt
+    return {
+        "source": prompt.source,
+        "sample_id": prompt.sample_id,
+        "mode": prompt.mode,
+        "prompt_hash": prompt.prompt_hash,
+        "response": judged.text.replace("\x00", "\ufffd"),  # PostgreSQL cannot store NUL; the rules reject both
+        "finish_reason": response.finish_reason,
+        "prompt_tokens": response.prompt_tokens,
+        "response_tokens": response.response_tokens,
+        "seed": prompt.seed,
+        "attempt": prompt.attempt,
+        "engine": judged.engine,
+        "rules_version": judged.rules_version,
+        "verdict": judged.verdict,
+    }

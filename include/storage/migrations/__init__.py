@@ -1,0 +1,1 @@
+"""The warehouse's schema, step by step (Alembic)."""

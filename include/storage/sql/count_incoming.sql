@@ -1,0 +1,5 @@
+-- By group, so that a group whose rows got lost is named.
+select file_group, count(*) as rows
+from staging.incoming
+where load_id = %(load_id)s
+group by file_group

@@ -1,0 +1,1 @@
+delete from staging.unmapped_labels where source = %(source)s

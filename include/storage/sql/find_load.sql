@@ -1,0 +1,1 @@
+select * from staging.loads where load_id = %(load_id)s

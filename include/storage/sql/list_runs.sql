@@ -1,0 +1,1 @@
+select * from generation.runs where updated_at >= %(since)s order by started_at, mode, shard

@@ -1,0 +1,173 @@
+"""Staging tables: rows of a load come in beside the samples, then one transaction merges them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from include.schema import STAGED_SCHEMA
+from include.storage.warehouse import Warehouse, copy_in, statement
+
+_INCOMING = sql.Identifier("staging", "incoming")
+_INCOMING_COLUMNS = ("load_id", "file_group", *STAGED_SCHEMA.names, "reject_reason")
+
+
+class MergeRefusedError(ValueError):
+    """A load must not be merged; the message says why. Nothing was changed."""
+
+
+class IncomingLoad:
+    """One group of files of a load on its way into `staging.incoming`, all or nothing."""
+
+    def __init__(self, connection: Any, load_id: str, file_group: int) -> None:
+        self._connection, self._load_id, self._file_group = connection, load_id, file_group
+        connection.execute(statement("clear_incoming"), {"load_id": load_id, "file_group": file_group})
+
+    def append(self, rows: pa.Table) -> None:
+        """Copy N rows of STAGED_SCHEMA and `reject_reason`."""
+        for name, value in (("file_group", self._file_group), ("load_id", self._load_id)):
+            rows = rows.add_column(0, name, pa.repeat(pa.scalar(value), len(rows)))
+        copy_in(self._connection, _INCOMING, _INCOMING_COLUMNS, rows.select(list(_INCOMING_COLUMNS)))
+
+
+def find_load(warehouse: Warehouse, load_id: str) -> dict[str, Any] | None:
+    """Return the row of `staging.loads`, or None if that load was not merged yet."""
+    with warehouse.connection() as connection:
+        return connection.execute(statement("find_load"), {"load_id": load_id}).fetchone()
+
+
+def latest_loads(warehouse: Warehouse, source: str | None = None) -> dict[str, dict[str, Any]]:
+    """Return the newest load of each source (or of one), by source."""
+    with warehouse.connection() as connection:
+        rows = connection.execute(statement("latest_loads"), {"source": source}).fetchall()
+    return {row["source"]: row for row in rows}
+
+
+def forget_abandoned_loads(warehouse: Warehouse, source: str) -> None:
+    """Drop rows of a source's loads that were never merged and are too old for that still to happen."""
+    with warehouse.connection() as connection:
+        connection.execute(statement("forget_abandoned_loads"), {"source": source})
+
+
+def merge_load(
+    warehouse: Warehouse,
+    *,
+    load_id: str,
+    source: str,
+    revision: str,
+    published_at: str | None,
+    code_hash: str,
+    rows_by_group: Mapping[int, int],
+    unmapped: Mapping[str, Mapping[str, int]],
+    max_reject_share: float,
+) -> dict[str, Any]:
+    """Make the source's samples equal to a load, in one transaction; running it again returns the same load.
+
+    Args:
+        warehouse: Where.
+        load_id: The load whose rows lie in `staging.incoming`.
+        source: Name of the source.
+        revision: Revision the rows were read from.
+        published_at: When that revision was committed (ISO 8601), if known.
+        code_hash: Identity of the code that normalised the rows.
+        rows_by_group: Rows that each group of files reported; all must be there.
+        unmapped: Canonical column -> published label -> rows.
+        max_reject_share: Share of rejected rows above which nothing is merged.
+
+    Returns:
+        The row of `staging.loads`.
+
+    Raises:
+        MergeRefusedError: If rows are missing, none came, or too many were rejected.
+    """
+    started = time.monotonic()
+    partition = f"samples_{source}"
+    with warehouse.transaction() as connection:
+        # One merge per source at a time; a second attempt waits here and then finds the first one's work.
+        connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"merge {source}"])
+        done = connection.execute(statement("find_load"), {"load_id": load_id}).fetchone()
+        if done:
+            return done
+        _check_complete(connection, load_id, source, rows_by_group)
+        connection.execute(statement("reject_duplicates"), {"load_id": load_id})
+        rejects = connection.execute(statement("count_rejects"), {"load_id": load_id}).fetchall()
+        rejected = {row["reason"]: row["rows"] for row in rejects}
+        read, unusable = sum(rows_by_group.values()), sum(rejected.values())
+        if unusable > max_reject_share * read:
+            raise MergeRefusedError(
+                f"{source}: {unusable} of {read} rows are unusable ({rejected}), more than the recipe's limit of "
+                f"{max_reject_share:.0%}; nothing was merged. Look at the corpus, or raise max_reject_share in "
+                f"include/sources/{source}.py"
+            )
+        connection.execute(
+            sql.SQL("create table if not exists {} partition of staging.samples for values in ({})").format(
+                sql.Identifier("staging", partition), sql.Literal(source)
+            )
+        )
+        query = sql.SQL(statement("merge_samples").as_string()).format(partition=sql.Identifier("staging", partition))
+        merged = connection.execute(query, {"load_id": load_id, "revision": revision}).fetchall()
+        outcomes = {row["outcome"]: row["rows"] for row in merged}
+        connection.execute(statement("replace_rejects"), {"load_id": load_id, "source": source})
+        connection.execute(statement("delete_unmapped_labels"), {"source": source})
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                statement("insert_unmapped_label"),
+                [
+                    {"source": source, "field": field, "raw_value": value, "count": count, "load_id": load_id}
+                    for field, values in unmapped.items()
+                    for value, count in values.items()
+                ],
+            )
+        staged, changed = outcomes.get("staged", 0), outcomes.get("changed", 0)
+        load = {
+            "load_id": load_id,
+            "source": source,
+            "revision": revision,
+            "published_at": published_at,
+            "code_hash": code_hash,
+            "read": read,
+            "staged": staged,
+            "unchanged": read - unusable - staged - changed,
+            "changed": changed,
+            "moved": outcomes.get("moved", 0),
+            "retired": outcomes.get("retired", 0),
+            "rejected": Jsonb(rejected),
+            "seconds": time.monotonic() - started,
+        }
+        connection.execute(statement("insert_load"), load)
+        connection.execute(statement("clear_incoming"), {"load_id": load_id, "file_group": None})
+        return {**load, "rejected": rejected}
+
+
+def _check_complete(connection: Any, load_id: str, source: str, rows_by_group: Mapping[int, int]) -> None:
+    counted = connection.execute(statement("count_incoming"), {"load_id": load_id}).fetchall()
+    found = {row["file_group"]: row["rows"] for row in counted}
+    lost = {group: (rows, found.get(group, 0)) for group, rows in rows_by_group.items() if rows != found.get(group, 0)}
+    if lost:
+        raise MergeRefusedError(
+            f"{source}: groups of files lost rows between load and merge (group: reported, found): {lost}. Was the "
+            "database restarted? Clear the load tasks and run them again"
+        )
+    if not sum(rows_by_group.values()):
+        raise MergeRefusedError(f"{source}: the corpus holds no rows; nothing was merged")
+
+
+def list_rejects(warehouse: Warehouse, source: str, most: int = 20) -> list[dict[str, Any]]:
+    """Return some rejected rows of a source's newest load."""
+    with warehouse.connection() as connection:
+        return connection.execute(statement("list_rejects"), {"source": source, "most": most}).fetchall()
+
+
+def label_distribution(warehouse: Warehouse, sources: list[str]) -> dict[str, dict[str, dict[str, int]]]:
+    """Count canonical labels of unretired samples: source -> column -> label -> rows, most frequent first."""
+    with warehouse.connection() as connection:
+        rows = connection.execute(statement("label_distribution"), {"sources": sources}).fetchall()
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for row in rows:
+        counts.setdefault(row["source"], {}).setdefault(row["field"], {})[row["value"]] = row["rows"]
+    return counts

@@ -1,0 +1,157 @@
+"""The warehouse: connections, statements from `sql/`, and Arrow in and out by COPY.
+
+The only package that speaks SQL is this one. A statement is one file of `sql/`, its values always bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from importlib import resources
+from io import RawIOBase
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+from psycopg import sql
+from psycopg.rows import dict_row
+
+MIN_POSTGRES = 180000  # MERGE ... RETURNING old and new
+
+
+@cache
+def statement(name: str) -> sql.SQL:
+    """Return the statement of `sql/<name>.sql`."""
+    text = (resources.files("include.storage") / "sql" / f"{name}.sql").read_text(encoding="utf-8")
+    return sql.SQL(text)  # the text is ours: no value is ever written into it
+
+
+class Warehouse:
+    """One PostgreSQL database, by its connection string.
+
+    Args:
+        conninfo: libpq connection string.
+    """
+
+    def __init__(self, conninfo: str) -> None:
+        self.conninfo = conninfo
+
+    @contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        """Open a connection and a transaction: committed at the end of the block, rolled back on any error."""
+        with self.connection() as connection, connection.transaction():
+            yield connection
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        """Open a connection in autocommit mode."""
+        with psycopg.connect(
+            self.conninfo, autocommit=True, row_factory=dict_row, application_name="sift", connect_timeout=30
+        ) as connection:
+            yield connection
+
+    def stream(
+        self, query: sql.Composable, params: Mapping[str, object], schema: pa.Schema, block_bytes: int = 8 << 20
+    ) -> Iterator[pa.RecordBatch]:
+        """Read a query's rows as Arrow batches over a connection of their own.
+
+        Args:
+            query: A select statement whose columns are named as in `schema`.
+            params: Bound values.
+            schema: Arrow types of the result; NULL and "" are told apart.
+            block_bytes: Bytes of CSV a batch is made of; memory does not grow with the result.
+
+        Yields:
+            Batches in the query's order.
+        """
+        copy_out = sql.SQL("copy ({}) to stdout with (format csv, header true)").format(query)
+        with self.connection() as connection, connection.cursor() as cursor, cursor.copy(copy_out, params) as copy:
+            reader = pa_csv.open_csv(
+                pa.PythonFile(_CopyStream(copy), mode="r"),
+                read_options=pa_csv.ReadOptions(block_size=block_bytes, use_threads=False),
+                parse_options=pa_csv.ParseOptions(newlines_in_values=True),
+                convert_options=pa_csv.ConvertOptions(
+                    column_types=schema,
+                    include_columns=schema.names,
+                    null_values=[""],
+                    strings_can_be_null=True,
+                    quoted_strings_can_be_null=False,
+                    true_values=["t"],
+                    false_values=["f"],
+                ),
+            )
+            with reader:
+                yield from reader
+
+    def migrate(self) -> None:
+        """Bring the schemas up to date; safe to call at every start, and twice at once.
+
+        Raises:
+            RuntimeError: If the server is older than PostgreSQL 18.
+        """
+        from alembic import command
+        from alembic.config import Config
+        from sqlalchemy import create_engine
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(self.conninfo))
+        try:
+            with self.connection() as guard, engine.connect() as connection:
+                if guard.info.server_version < MIN_POSTGRES:
+                    raise RuntimeError(
+                        f"the warehouse needs PostgreSQL 18; this is {guard.info.server_version // 10000}"
+                    )
+                guard.execute("select pg_advisory_lock(hashtext('warehouse migration'))")
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        finally:
+            engine.dispose()
+
+
+def copy_in(connection: psycopg.Connection[Any], table: sql.Identifier, columns: Sequence[str], rows: pa.Table) -> None:
+    """Append Arrow rows to a table.
+
+    Args:
+        connection: Within a transaction, if it must be all or nothing.
+        table: Where to.
+        columns: The table's columns, in the order of the Arrow table's.
+        rows: N rows.
+    """
+    query = sql.SQL("copy {} ({}) from stdin with (format csv)").format(
+        table, sql.SQL(", ").join(map(sql.Identifier, columns))
+    )
+    sink = pa.BufferOutputStream()
+    # Strings are quoted and NULL is not, so "" and NULL stay apart.
+    options = pa_csv.WriteOptions(include_header=False, quoting_style="needed")
+    with pa_csv.CSVWriter(sink, rows.schema, write_options=options) as writer:
+        writer.write_table(rows)
+    with connection.cursor() as cursor, cursor.copy(query) as copy:
+        copy.write(memoryview(sink.getvalue()))
+
+
+class _CopyStream(RawIOBase):
+    """A COPY TO STDOUT as a file: what Arrow's CSV reader reads from."""
+
+    def __init__(self, copy: psycopg.Copy) -> None:
+        self._copy = copy
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        parts, length = [self._rest], len(self._rest)
+        while size < 0 or length < size:
+            data = self._copy.read()
+            if not data:
+                break
+            parts.append(bytes(data))
+            length += len(data)
+        joined = b"".join(parts)
+        size = length if size < 0 else size
+        self._rest = joined[size:]
+        return joined[:size]

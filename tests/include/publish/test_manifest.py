@@ -1,0 +1,76 @@
+"""The manifest: stable JSON, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from include.publish.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    ReleaseError,
+    SourceEntry,
+    read_manifest,
+    write_manifest,
+)
+
+
+def manifest(**changes: object) -> Manifest:
+    file = FileEntry(path="data/meld/train-00000-of-00001.parquet", rows=3, bytes=10, sha256="a" * 64)
+    source = SourceEntry(
+        fingerprint="f",
+        revision="abc",
+        licence="GPL-3.0",
+        redistributable=True,
+        rows=3,
+        rows_by_mode={"sit_ssp": 1, "sift_s": 2},
+        clips=2,
+        left_out={"audio missing": 3},
+        arrow_bytes=100,
+        files=(file,),
+    )
+    values = {
+        "release_id": "r1",
+        "created_at": datetime(2026, 11, 1, tzinfo=UTC),
+        "writer_version": 1,
+        "sources": {"meld": source, "ami": source.model_copy(update={"files": ()})},
+        "generator": {"model": "m", "sampling": {"top_p": 0.92, "top_k": 50}},
+        "modes": {"sift_s": "h"},
+        "verdicts": {"sift_s": {"accepted": 3}},
+    }
+    return Manifest.model_validate(values | changes)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    write_manifest(tmp_path, manifest())
+    assert read_manifest(tmp_path) == manifest()
+
+
+def test_json_is_sorted_and_in_utc(tmp_path: Path) -> None:
+    text = manifest().to_json()
+    content = json.loads(text)
+    assert text == json.dumps(content, sort_keys=True, indent=2) + "\n"
+    assert content["created_at"] == "2026-11-01T00:00:00Z"
+    assert set(content["sources"]["meld"]["files"][0]) == {"path", "rows", "bytes", "sha256"}
+
+
+def test_properties_span_all_sources() -> None:
+    assert manifest().fingerprints == {"meld": "f", "ami": "f"}
+    assert [file.rows for file in manifest().files] == [3]
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"release_id": 3}'])
+def test_other_content_is_refused_with_its_path(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(content)
+    with pytest.raises(ReleaseError, match=MANIFEST_NAME):
+        read_manifest(tmp_path)
+
+
+def test_time_without_zone_is_refused() -> None:
+    with pytest.raises(ValueError, match="created_at"):
+        manifest(created_at=datetime(2026, 11, 1))
+    manifest(created_at=datetime(2026, 11, 1, tzinfo=timezone(timedelta(hours=2))))
