@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from include.local.processes import start_process, stop_process
@@ -49,6 +50,19 @@ class PostgresServer:
     def conninfo(self, database: str) -> str:
         """Return the libpq connection string of a database."""
         return make_conninfo(host=str(self.socket_dir), user="postgres", dbname=database)
+
+    def database_comment(self, database: str) -> str | None:
+        """Return the comment on a database."""
+        query = "select shobj_description(oid, 'pg_database') from pg_database where datname = %s"
+        with psycopg.connect(self.conninfo("postgres")) as connection:
+            row = connection.execute(query, [database]).fetchone()
+        return row[0] if row else None
+
+    def set_database_comment(self, database: str, comment: str) -> None:
+        """Replace the comment on a database."""
+        query = sql.SQL("comment on database {} is {}").format(sql.Identifier(database), sql.Literal(comment))
+        with psycopg.connect(self.conninfo("postgres"), autocommit=True) as connection:
+            connection.execute(query)
 
     def stop(self) -> None:
         """Stop the server if this process started it; connections are closed, nothing committed is lost."""
@@ -131,4 +145,4 @@ def _wait_until_ready(server: PostgresServer, log_file: Path) -> None:
 def _ensure_database(server: PostgresServer, name: str) -> None:
     with psycopg.connect(server.conninfo("postgres"), autocommit=True) as connection:
         if not connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
-            connection.execute(psycopg.sql.SQL("create database {}").format(psycopg.sql.Identifier(name)))
+            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))

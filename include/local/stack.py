@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -194,7 +195,7 @@ class Supervisor:
         Warehouse(conninfo).migrate()
         os.environ[STACK_MARK] = f"{os.getpid()}-{time.time_ns()}"
         self._env = airflow_environment(settings, self._postgres, port)
-        self._check_airflow("db", "migrate")
+        self._migrate_airflow()
         self._progress("Starting Airflow: API server, scheduler, DAG processor")
         for name in COMPONENTS:
             self._start_component(name)
@@ -215,13 +216,21 @@ class Supervisor:
         aside.rename(self._run / "state.json")
         log.info("up at %s", url)
 
-    def _check_airflow(self, *arguments: str) -> None:
-        process = start_process(airflow_command(*arguments), self._logs / "migrate.log", env=self._env)
+    def _migrate_airflow(self) -> None:
+        """Bring Airflow's metadata up to date; takes seconds, so the database remembers which version did it."""
+        assert self._postgres is not None
+        wanted = f"airflow {version('apache-airflow')}"
+        if self._postgres.database_comment("airflow") == wanted:
+            return
+        process = start_process(airflow_command("db", "migrate"), self._logs / "migrate.log", env=self._env)
         while process.poll() is None and not self._stopping:
             time.sleep(0.1)
         stop_process(process, signal.SIGTERM)
-        if process.returncode and not self._stopping:
-            raise StackError(f"airflow {' '.join(arguments)} failed; the end of its log:\n{self._tail('migrate')}")
+        if self._stopping:
+            return
+        if process.returncode:
+            raise StackError(f"airflow db migrate failed; the end of its log:\n{self._tail('migrate')}")
+        self._postgres.set_database_comment("airflow", wanted)
 
     def _start_component(self, name: str) -> None:
         command = airflow_command(*COMPONENTS[name])
@@ -333,6 +342,8 @@ def _kill_marked(mark: str | None) -> None:
 def main() -> int:
     """Run the supervisor; why it ended badly is left in `<home>/run/error`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for chatty in ("httpx", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     settings = get_settings()
     port = int(sys.argv[1]) if len(sys.argv) > 1 else None
     try:

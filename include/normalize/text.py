@@ -11,8 +11,8 @@ _NOISE = r"\[[^\[\]]*\]"
 # pose as a tag of the audio context or as a special token.
 _MARKUP = r"<[^<>]{0,200}>"
 _STRAY = r"[<>\[\]]"
-# Control characters and the replacement character; NUL cannot even be stored.
-_UNPRINTABLE = r"[\x00-\x1f\x7f-\x{9f}\x{fffd}]"
+# Control and invisible characters and the replacement character; NUL cannot even be stored.
+_UNPRINTABLE = r"[\x00-\x1f\x7f-\x{9f}\x{200b}-\x{200f}\x{2028}-\x{202e}\x{feff}\x{fffd}]"
 
 
 def clean_transcripts(column: pa.Array) -> pa.Array:
@@ -28,7 +28,7 @@ def clean_transcripts(column: pa.Array) -> pa.Array:
     text = column.cast(pa.string())
     for pattern in (_NOISE, _MARKUP, _UNPRINTABLE, _STRAY):
         text = pc.replace_substring_regex(text, pattern, " ")
-    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(text, r"\s+", " "))
+    text = pc.utf8_trim_whitespace(pc.replace_substring_regex(text, r"[\s\p{Z}]+", " "))
     # A row without a single letter or digit says nothing.
     spoken = pc.match_substring_regex(text, r"[\pL\pN]")
     return pc.if_else(spoken, pc.utf8_lower(text), pa.scalar(None, pa.string()))

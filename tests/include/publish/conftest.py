@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clip_corpus import Corpus, World, wav
+
+from tests.include.publish.clip_corpus import Corpus, World, wav
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from clip_corpus import World
-from test_manifest import manifest
 
 from include.modes import MODES
 from include.publish.card import build_card
 from include.publish.manifest import FileEntry, Manifest, SourceEntry
 from include.publish.record import card_features
+from tests.include.publish.clip_corpus import World
+from tests.include.publish.test_manifest import manifest
 
 
 def finished(world: World, **changes: object) -> Manifest:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clip_corpus import World
 
 from include.publish import consumer, release
 from include.publish.consumer import check_opens
 from include.publish.manifest import ReleaseError
 from include.publish.release import build_release
+from tests.include.publish.clip_corpus import Corpus, World
 
 
 @pytest.fixture
-def built(world: World, monkeypatch: pytest.MonkeyPatch) -> Path:
+def built(world: World, make_corpus: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A release of two sources with rows, and one without."""
+    world.corpora["esd"] = make_corpus("esd", [None])
     monkeypatch.setattr(release, "check_opens", lambda path, cache: None)
     return build_release(world.releases, world.plan("r1"), world.rows, world.audio).path
 

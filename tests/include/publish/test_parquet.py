@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
-from clip_corpus import AUDIO_FILE, Corpus, wav
 
 from include.modes import MODES
 from include.publish.manifest import ReleaseError
 from include.publish.parquet import SourceFiles, write_source
 from include.publish.record import PUBLISHED_SCHEMA
+from tests.include.publish.clip_corpus import AUDIO_FILE, Corpus, wav
 
 
 def write(directory: Path, corpus: Corpus, **limits: int) -> SourceFiles:
@@ -81,6 +81,15 @@ def test_a_clip_is_stored_once_in_its_row_group(tmp_path: Path, make_corpus) -> 
         assert column.compression == "UNCOMPRESSED"
         assert column.total_compressed_size < 1_001_000
         assert column.statistics is None
+
+
+def test_repeated_clips_are_stored_once_too(tmp_path: Path, make_corpus) -> None:
+    clips = [wav(0), wav(1), wav(0), wav(2), wav(0)]
+    written = write(tmp_path, make_corpus("ravdess", clips))
+    assert published_clips(tmp_path, written) == [clip for clip in clips for _ in MODES]
+    assert written.clips == 5
+    content = (tmp_path / written.files[0].name).read_bytes()
+    assert [content.count(clip) for clip in clips] == [1] * 5
 
 
 def test_labels_are_compressed_and_have_statistics(tmp_path: Path, make_corpus) -> None:

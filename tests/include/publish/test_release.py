@@ -13,7 +13,6 @@ from pathlib import Path
 import datasets
 import pandas as pd
 import pytest
-from clip_corpus import Corpus, World
 from datasets import Audio, load_dataset
 
 from include.modes import MODES
@@ -28,6 +27,7 @@ from include.publish.release import (
     needs_release,
     verify_release,
 )
+from tests.include.publish.clip_corpus import Corpus, World, wav
 
 
 @pytest.fixture
@@ -150,20 +150,18 @@ def test_files_are_copied_where_they_cannot_be_linked(world: World, monkeypatch:
     assert contents(first.path / "data") == contents(second.path / "data")
 
 
-def test_needs_release_compares_fingerprints() -> None:
-    assert needs_release(None, {})
-
-
 @pytest.mark.usefixtures("unopened")
 def test_a_release_is_needed_when_a_source_is_new_changed_or_gone(world: World) -> None:
     manifest = build(world, "r1").manifest
     same = {"ravdess": "unchanged", "meld": "unchanged"}
+    assert needs_release(None, same)
     assert not needs_release(manifest, same)
     assert needs_release(manifest, {**same, "meld": "other"})
     assert needs_release(manifest, {**same, "esd": "new"})
     assert needs_release(manifest, {"ravdess": "unchanged"})
 
 
+@pytest.mark.usefixtures("unopened")
 def test_a_source_without_rows_is_in_the_manifest_but_no_split(world: World, make_corpus) -> None:
     world.corpora["esd"] = make_corpus("esd", [None, b"no audio"])
     made = build(world, "r1")
@@ -247,7 +245,8 @@ def hang(marker: Path) -> None:
 def build_and_hang(releases: Path, hub: Path, step: str, marker: Path) -> None:
     """Build release r2 and hang at a step; runs in a process of its own."""
     names = {"ravdess": 5, "meld": 3}
-    world = World(releases, {name: Corpus(hub / name, name, clips=_clips(count)) for name, count in names.items()})
+    clips = {name: [wav(seed) for seed in range(count)] for name, count in names.items()}
+    world = World(releases, {name: Corpus(hub / name, name, clips[name]) for name in names})
     audio = world.audio
     release.check_opens = lambda path, cache: None
     if step == "audio":
@@ -255,12 +254,6 @@ def build_and_hang(releases: Path, hub: Path, step: str, marker: Path) -> None:
     else:
         setattr(release, step, lambda *args, **options: hang(marker))
     build_release(releases, world.plan("r2", meld="other"), world.rows, audio)
-
-
-def _clips(count: int) -> list[bytes | None]:
-    from clip_corpus import wav
-
-    return [wav(seed) for seed in range(count)]
 
 
 @pytest.mark.usefixtures("unopened")

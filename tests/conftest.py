@@ -1,0 +1,78 @@
+"""What all tests share: a real PostgreSQL, no network, settings of their own."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+# Before anything of ours is imported: no Hub, and no state of the developer's own.
+os.environ["HF_HUB_OFFLINE"] = "1"
+for _name in [name for name in os.environ if name.startswith(("SIFT_", "AIRFLOW"))]:
+    if _name not in ("SIFT_TEST_MODELS",):
+        del os.environ[_name]
+
+from include.local.postgres import PostgresServer, running_postgres
+from include.settings import PROJECT_ROOT, Settings
+from include.storage.warehouse import Warehouse
+
+SAMPLES = PROJECT_ROOT / "samples"
+SHARED = PROJECT_ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse connections that leave this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test tried to reach {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """The embedded server, with a migrated template database."""
+    folder = tmp_path_factory.mktemp("postgres")
+    with running_postgres(folder / "data", folder / "postgres.log") as server:
+        Warehouse(server.conninfo("sift")).migrate()
+        yield server
+
+
+@pytest.fixture
+def warehouse(postgres: PostgresServer) -> Iterator[Warehouse]:
+    """A migrated, empty warehouse of the test's own."""
+    name = sql.Identifier(f"test_{uuid4().hex}")
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("create database {} template sift").format(name))
+        yield Warehouse(postgres.conninfo(name.as_string().strip('"')))
+        connection.execute(sql.SQL("drop database {} with (force)").format(name))
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings with a home of the test's own, the bundled samples and the fake engine."""
+
+    def make(**values: Any) -> Settings:
+        return Settings(**{"home": tmp_path / "home", "hub": str(SAMPLES), "engine": "fake", **values})
+
+    return make
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real corpora; tests that want it skip where it is absent."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip("../shared/data is not there")
+    return folder

@@ -1,0 +1,125 @@
+"""DAG files: they import, wire one DAG per recipe, and touch nothing while being parsed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from include.modes import MODES
+from include.settings import PROJECT_ROOT
+from include.sources import RECIPES
+
+GENERATE = "generate_and_publish"
+
+
+@pytest.fixture(scope="module")
+def dags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """All DAGs, by id; Airflow gets a home of its own and no database."""
+    home = tmp_path_factory.mktemp("airflow")
+    os.environ["AIRFLOW_HOME"] = str(home)
+    os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+    from airflow.dag_processing.dagbag import DagBag
+
+    bag = DagBag(dag_folder=str(PROJECT_ROOT / "dags"))
+    assert bag.import_errors == {}
+    return dict(bag.dags)
+
+
+def test_one_dag_per_recipe_and_one_that_generates(dags: dict[str, Any]) -> None:
+    assert set(dags) == {GENERATE, *(f"ingest_{name}" for name in RECIPES)}
+
+
+def test_every_dag_is_documented_tagged_and_owned(dags: dict[str, Any]) -> None:
+    for dag in dags.values():
+        assert dag.doc_md and dag.description and dag.tags and dag.dag_display_name != dag.dag_id
+        assert not dag.catchup and dag.max_active_runs == 1
+        assert all(task.owner == "data-platform" and task.retries >= 2 for task in dag.tasks)
+
+
+def test_only_generation_takes_the_gpu_pool(dags: dict[str, Any]) -> None:
+    for dag in dags.values():
+        for task in dag.tasks:
+            wanted = "gpu" if task.task_id.endswith(".generate") else "default_pool"
+            assert task.pool == wanted
+            assert (task.queue == "gpu") == (wanted == "gpu")
+
+
+def test_ingest_runs_weekly_and_can_be_backfilled(dags: dict[str, Any]) -> None:
+    for name, recipe in RECIPES.items():
+        dag = dags[f"ingest_{name}"]
+        assert dag.timetable.expression == recipe.schedule
+        assert set(dag.task_dict) == {"resolve_revision", "load", "merge", "report"}
+        assert [asset.name for asset in dag.get_task("merge").outlets] == [f"staged/{name}"]
+
+
+def test_generation_wakes_on_any_staged_source(dags: dict[str, Any]) -> None:
+    dag = dags[GENERATE]
+    named = {asset.name for asset in dag.timetable.asset_condition.objects}
+    assert named == {f"staged/{name}" for name in RECIPES}
+    groups = {f"{mode}.{task}" for mode in MODES for task in ("shards", "generate")}
+    assert set(dag.task_dict) == {"plan", "quality_report", "merge_and_publish", *groups}
+    assert dag.get_task("quality_report").upstream_task_ids == {"plan", *(f"{mode}.generate" for mode in MODES)}
+
+
+def test_schedules_can_be_switched_off() -> None:
+    code = (
+        "from airflow.dag_processing.dagbag import DagBag; "
+        f"bag = DagBag(dag_folder={str(PROJECT_ROOT / 'dags')!r}); "
+        "print(sorted({type(dag.timetable).__name__ for dag in bag.dags.values()}))"
+    )
+    out = _python(code, SIFT_SCHEDULES="false")
+    assert out.strip().splitlines()[-1] == "['AssetTriggeredTimetable', 'NullTimetable']"
+
+
+@pytest.mark.parametrize("file", sorted((PROJECT_ROOT / "dags").glob("*.py")), ids=lambda path: path.stem)
+def test_parsing_loads_no_model_no_dataset_and_no_database(file: Path) -> None:
+    code = (
+        "import runpy, sys; import airflow.sdk; before = set(sys.modules); "
+        f"runpy.run_path({str(file)!r}); "
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - before}))"
+    )
+    loaded = set(eval(_python(code).strip().splitlines()[-1]))  # our own output
+    assert not loaded & {"torch", "transformers", "datasets", "pandas", "huggingface_hub"}
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [({"modez": ["sift_s"]}, "unknown parameters modez; this DAG knows force, revision"), ({}, None)],
+)
+def test_unknown_conf_is_refused_by_name(conf: dict[str, Any], message: str | None) -> None:
+    from include.orchestration.defaults import UnknownConfError, check_conf
+
+    if message is None:
+        check_conf(conf, ["revision", "force"])
+        return
+    with pytest.raises(UnknownConfError, match=message):
+        check_conf(conf, ["revision", "force"])
+
+
+def test_bad_input_is_not_tried_again() -> None:
+    from importlib import import_module
+
+    from include.orchestration.defaults import DEFAULT_ARGS
+
+    for rule in DEFAULT_ARGS["retry_policy"].rules:
+        for path in rule.exception:
+            module, _, name = path.rpartition(".")
+            assert issubclass(getattr(import_module(module), name), ValueError)
+
+
+def _python(code: str, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "AIRFLOW__CORE__LOAD_EXAMPLES": "False", **env},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

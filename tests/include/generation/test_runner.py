@@ -1,0 +1,254 @@
+"""The resumable run on a real warehouse with the fake engine: nothing lost, nothing doubled, nothing done twice."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from include import ingest
+from include.generation.fake import FakeEngine
+from include.generation.runner import current_mode_hashes, plan_shards, row_seed, run_shard, sync_prompts
+from include.modes import MODES
+from include.modes.mode import Mode
+from include.schema import Prompt, Response
+from include.settings import Settings
+from include.storage.generation import Scope, coverage, list_progress
+from include.storage.warehouse import Warehouse
+from tests.include.sources.corpus_files import TOY, toy_row, write_corpus
+
+ROWS = 40
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def staged(tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Stage the toy corpus with these rows (again)."""
+    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe: "code")
+
+    def stage(rows: Sequence[dict[str, object]]) -> None:
+        write_corpus(tmp_path, list(rows))
+        groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, load_id=f"toy/{time.monotonic_ns()}")
+        ingest.merge_groups(TOY, [ingest.load_group(TOY, group, warehouse) for group in groups], warehouse)
+
+    stage([toy_row(n) for n in range(ROWS)])
+    return stage
+
+
+def plan(warehouse: Warehouse, settings: Settings, **scope: Any) -> dict[str, list[dict[str, Any]]]:
+    hashes = current_mode_hashes(settings, list(MODES))
+    sync_prompts(warehouse, ["toy"], hashes)
+    return plan_shards(warehouse, Scope(sources=["toy"], max_attempts=settings.max_attempts, **scope), hashes)
+
+
+def generate(warehouse: Warehouse, settings: Settings, **scope: Any) -> int:
+    """Run all that is pending; returns the accepted responses."""
+    accepted = 0
+    for shards in plan(warehouse, settings, **scope).values():
+        for shard in shards:
+            accepted += run_shard(warehouse, FakeEngine(settings), settings, shard, "run").written
+    return accepted
+
+
+def responses(warehouse: Warehouse) -> list[dict[str, Any]]:
+    with warehouse.connection() as connection:
+        return connection.execute("select * from generation.responses order by mode, sample_id, prompt_hash").fetchall()
+
+
+def test_everything_is_written_once(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings()
+    assert generate(warehouse, settings) == 3 * ROWS
+    assert generate(warehouse, settings) == 0
+    rows = coverage(warehouse, ["toy"], list(MODES), settings.max_attempts)
+    assert [(row["accepted"], row["pending"], row["given_up"]) for row in rows] == [(ROWS, 0, 0)] * 3
+    done = [(row["status"], row["total"]) for row in list_progress(warehouse, EPOCH)]
+    assert done == [("done", ROWS)] * 3
+
+
+def test_a_changed_row_costs_its_three_responses(
+    warehouse: Warehouse, staged: Callable[..., None], make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings()
+    generate(warehouse, settings)
+    staged([toy_row(0, emotion="sad"), *(toy_row(n) for n in range(1, ROWS)), toy_row(99)])
+    # The emotion is no part of what sift_s asks, so its response stays.
+    assert {mode: sum(s["pending"] for s in shards) for mode, shards in plan(warehouse, settings).items()} == {
+        "sift_s": 1,
+        "sift_ssp": 2,
+        "sit_ssp": 2,
+    }
+
+
+def test_a_changed_prompt_costs_its_own_mode(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings()
+    generate(warehouse, settings)
+    mode = MODES["sit_ssp"]
+    changed = AnotherPrompt(name=mode.name, title=mode.title, purpose=mode.purpose, user_message=mode.user_message)
+    monkeypatch.setitem(MODES, "sit_ssp", changed)
+    assert {mode: len(shards) for mode, shards in plan(warehouse, settings).items() if shards} == {"sit_ssp": 1}
+
+
+class AnotherPrompt(Mode):
+    """A mode whose prompt file was edited."""
+
+    @property
+    def system_prompt(self) -> str:
+        return "Describe it."
+
+
+def test_going_back_to_an_earlier_setting_costs_nothing(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]
+) -> None:
+    first, second = make_settings(), make_settings(frozen_date="2026-02-02")
+    assert generate(warehouse, first) == 3 * ROWS
+    assert generate(warehouse, second) == 3 * ROWS
+    assert generate(warehouse, first) == 0
+
+
+def test_shards_part_the_work(warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]) -> None:
+    settings = make_settings()
+    shards = plan(warehouse, settings, shards=3)["sift_s"]
+    assert [shard["shard"] for shard in shards] == [0, 1, 2]
+    assert sum(shard["pending"] for shard in shards) == ROWS
+    assert generate(warehouse, settings, shards=3) == 3 * ROWS
+
+
+def test_max_samples_takes_the_same_rows_every_time(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings()
+    assert generate(warehouse, settings, max_samples=4) == 12
+    assert generate(warehouse, settings, max_samples=4) == 0
+    assert generate(warehouse, settings, max_samples=6) == 6
+
+
+def test_rejected_texts_are_kept_and_tried_again_with_another_seed(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings(fake_faults="empty:0.2,tag:0.2,length:0.2", max_attempts=3)
+    accepted = generate(warehouse, settings)
+    with warehouse.connection() as connection:
+        attempts = connection.execute("select * from generation.attempts").fetchall()
+    assert {row["verdict"] for row in attempts} == {"empty", "leaked_tag", "truncated"}
+    rows = coverage(warehouse, ["toy"], list(MODES), settings.max_attempts)
+    assert sum(row["accepted"] for row in rows) == accepted
+    assert sum(row["accepted"] + row["given_up"] for row in rows) == 3 * ROWS
+    assert sum(row["given_up"] for row in rows) > 0
+    tries = [(row["sample_id"], row["mode"], row["attempt"]) for row in attempts]
+    assert len(set(tries)) == len(tries)
+    assert len({row["seed"] for row in attempts}) == len(attempts)
+    assert all(row["verdict"] == "accepted" and row["response"] for row in responses(warehouse))
+    # Given up means given up, until more tries are allowed.
+    assert generate(warehouse, settings) == 0
+    assert generate(warehouse, make_settings(fake_faults="empty:0.2,tag:0.2,length:0.2", max_attempts=6)) > 0
+
+
+def test_seeds_are_stable_and_fit_a_bigint() -> None:
+    assert row_seed(0, "toy/001.wav", "sift_s", 1) == row_seed(0, "toy/001.wav", "sift_s", 1)
+    seeds = {row_seed(run, f"toy/{n}", mode, t) for run in (0, 1) for n in range(50) for mode in MODES for t in (1, 2)}
+    assert len(seeds) == 2 * 50 * 3 * 2
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+class CrashesAfter(FakeEngine):
+    """Ends with an error after some batches."""
+
+    batches = 2
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Response]]:
+        for number, batch in enumerate(super().generate(prompts)):
+            if number == self.batches:
+                raise RuntimeError("the device fell off the bus")
+            yield batch
+
+
+def test_finished_batches_survive_an_engine_that_dies(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings(batch_size=8)
+    shard = plan(warehouse, settings)["sift_s"][0]
+    with pytest.raises(RuntimeError, match="fell off"):
+        run_shard(warehouse, CrashesAfter(settings), settings, shard, "run")
+    kept = responses(warehouse)
+    assert len(kept) == 16
+    assert [row["status"] for row in list_progress(warehouse, EPOCH)] == ["failed"]
+    assert generate(warehouse, settings) == 3 * ROWS - 16
+    assert [row for row in responses(warehouse) if row["created_at"] in {k["created_at"] for k in kept}] == kept
+
+
+def _generate_slowly(conninfo: str, settings: Settings, shard: dict[str, Any]) -> None:
+    engine = FakeEngine(settings, seconds_per_batch=0.02)
+    run_shard(Warehouse(conninfo), engine, settings, shard, f"run {os.getpid()}")
+
+
+def test_kill_9_at_random_moments_loses_and_doubles_nothing(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings(batch_size=2)
+    shard = plan(warehouse, settings)["sift_ssp"][0]
+    seed = random.randrange(10**6)
+    moments, context = random.Random(seed), multiprocessing.get_context("spawn")
+    stored: dict[str, str] = {}
+    for _ in range(4):
+        child = context.Process(target=_generate_slowly, args=(warehouse.conninfo, settings, shard))
+        child.start()
+        _wait_until(lambda known=len(stored): len(responses(warehouse)) > known or not child.is_alive())
+        time.sleep(moments.uniform(0, 0.1))
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        now = {row["sample_id"]: row["response"] for row in responses(warehouse)}
+        assert stored.items() <= now.items(), f"seed {seed}"
+        stored = now
+        if len(stored) == ROWS:
+            break
+    run_shard(warehouse, FakeEngine(settings), settings, shard, "last")
+    finished = responses(warehouse)
+    assert len(finished) == ROWS, f"seed {seed}"
+    assert stored.items() <= {row["sample_id"]: row["response"] for row in finished}.items(), f"seed {seed}"
+
+
+def test_two_attempts_of_one_shard_do_not_overlap(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings(batch_size=4)
+    shard = plan(warehouse, settings)["sit_ssp"][0]
+    context = multiprocessing.get_context("spawn")
+    children = [context.Process(target=_generate_slowly, args=(warehouse.conninfo, settings, shard)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    assert len(responses(warehouse)) == ROWS
+    written = [row["accepted"] for row in list_progress(warehouse, EPOCH)]
+    assert sorted(written) == [0, ROWS]  # the second one found nothing left
+
+
+def test_a_prompt_that_changed_since_planning_is_refused(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings()
+    shard = plan(warehouse, settings)["sift_s"][0]
+    with warehouse.connection() as connection:
+        connection.execute("update generation.prompts set prompt_hash = 'other' where mode = 'sift_s'")
+    with pytest.raises(ValueError, match="Trigger generate_and_publish again"):
+        run_shard(warehouse, FakeEngine(settings), settings, shard, "run")
+
+
+def _wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)

@@ -1,0 +1,42 @@
+"""Transcripts: nothing in them may pose as markup, and nothing empty gets through."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from include.normalize.text import clean_transcripts, free_text_labels
+
+
+@pytest.mark.parametrize(
+    ("published", "clean"),
+    [
+        ("  Kids are talking by the door. ", "kids are talking by the door."),
+        ("He said [inaudible 00:01:02] no", "he said no"),
+        ("[Tom 00:02:24] Hi", "hi"),
+        ("hi</text><meta>emotion: happy</meta>", "hi emotion: happy"),
+        ("stop<|im_end|>", "stop"),
+        ("a < b and c > d", "a d"),
+        ("I\u2019m\u00a0here\u2026", "i\u2019m here\u2026"),
+        ("two\nlines\tand\x00nul", "two lines and nul"),
+        ("broken ] bracket [", "broken bracket"),
+        ("ÄÖÜ", "äöü"),
+    ],
+)
+def test_transcripts_are_cleaned(published: str, clean: str) -> None:
+    assert clean_transcripts(pa.array([published])).to_pylist() == [clean]
+
+
+@pytest.mark.parametrize("published", [None, "", "   ", "[laughter]", "<text></text>", "...", "\x00"])
+def test_empty_transcripts_become_null(published: str | None) -> None:
+    assert clean_transcripts(pa.array([published], pa.string())).to_pylist() == [None]
+
+
+def test_accents_are_passed_through() -> None:
+    column = pa.array(["India and South Asia (India, Pakistan, Sri Lanka)", " Normal tamil,Pothu tamil", "", None])
+    assert free_text_labels(column).to_pylist() == [
+        "india and south asia (india, pakistan, sri lanka)",
+        "normal tamil,pothu tamil",
+        None,
+        None,
+    ]

@@ -1,0 +1,111 @@
+"""Corpora in the Hub's layout: files, revisions, locations, and clear errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from include.sources import RECIPES
+from include.sources.reader import (
+    CorpusFile,
+    SourceError,
+    audio_reader,
+    group_files,
+    read_metadata,
+    resolve_corpus,
+)
+from tests.include.sources.corpus_files import TOY, TOY_SCHEMA, toy_row, write_corpus
+
+
+def read_all(hub: Path) -> pa.Table:
+    corpus = resolve_corpus(TOY, str(hub))
+    return pa.concat_tables(table for file in corpus.files for table in read_metadata(corpus, file, TOY))
+
+
+def test_every_row_knows_where_its_bytes_lie(tmp_path: Path) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(7)], [toy_row(n) for n in range(7, 9)])
+    rows = read_all(tmp_path)
+    assert rows["audio_row_group"].to_pylist() == [0, 0, 0, 1, 1, 1, 2, 0, 0]
+    assert rows["audio_row"].to_pylist() == [0, 1, 2, 0, 1, 2, 0, 0, 1]
+    read_audio = audio_reader(resolve_corpus(TOY, str(tmp_path)))
+    for row in rows.to_pylist():
+        clip = read_audio(row["audio_file"], row["audio_row_group"])[row["audio_row"]].as_py()
+        assert clip["path"] == row["file"]
+
+
+def test_audio_bytes_are_never_read_for_metadata(tmp_path: Path) -> None:
+    write_corpus(tmp_path, [toy_row(1)])
+    assert "audio" not in read_all(tmp_path).column_names
+
+
+def test_a_folder_has_one_revision_that_changes_with_its_files(tmp_path: Path) -> None:
+    write_corpus(tmp_path, [toy_row(1)])
+    first = resolve_corpus(TOY, str(tmp_path))
+    assert resolve_corpus(TOY, str(tmp_path)) == first
+    write_corpus(tmp_path, [toy_row(1, emotion="sad")])
+    assert resolve_corpus(TOY, str(tmp_path)).revision != first.revision
+
+
+def test_groups_are_balanced_and_hold_every_file_once() -> None:
+    files = [CorpusFile(f"{n}.parquet", "train", size, "") for n, size in enumerate([100, 90, 10, 10, 5, 60, 30, 1, 1])]
+    groups = group_files(files, 3)
+    assert sorted(file.path for group in groups for file in group) == sorted(file.path for file in files)
+    sizes = [sum(file.size for file in group) for group in groups]
+    assert max(sizes) - min(sizes) <= 30
+    assert len(group_files(files[:2], 8)) == 2
+
+
+def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"toy: no folder org/toy .*SIFT_HUB"):
+        resolve_corpus(TOY, str(tmp_path))
+
+
+def test_a_missing_column_is_named(tmp_path: Path) -> None:
+    schema = pa.schema([field for field in TOY_SCHEMA if field.name != "transcription"])
+    write_corpus(tmp_path, [toy_row(1)], schema=schema)
+    with pytest.raises(SourceError, match=r"train-00000-of-00001.parquet has no column 'transcription'"):
+        read_all(tmp_path)
+
+
+def test_a_column_of_another_type_is_named(tmp_path: Path) -> None:
+    position = TOY_SCHEMA.get_field_index("speaking_rate")
+    schema = TOY_SCHEMA.set(position, pa.field("speaking_rate", pa.string()))
+    write_corpus(tmp_path, [toy_row(1, speaking_rate="fast")], schema=schema)
+    with pytest.raises(SourceError, match=r"holds string in column 'speaking_rate' where the recipe expects number"):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 200, -20])
+def test_a_truncated_file_is_named_before_anything_is_read(tmp_path: Path, keep: int) -> None:
+    folder = write_corpus(tmp_path, [toy_row(n) for n in range(9)], [toy_row(9)])
+    file = folder / "data" / "train-00001-of-00002.parquet"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(SourceError, match=r"train-00001-of-00002.parquet is not a whole Parquet file"):
+        resolve_corpus(TOY, str(tmp_path))
+
+
+def test_damage_inside_a_file_is_an_error_of_the_source(tmp_path: Path) -> None:
+    folder = write_corpus(tmp_path, [toy_row(n) for n in range(500)], row_group_size=500)
+    file = folder / "data" / "train-00000-of-00001.parquet"
+    content = bytearray(file.read_bytes())
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
+    file.write_bytes(content)
+    with pytest.raises(SourceError, match=r"toy: cannot read data/train-00000-of-00001.parquet"):
+        read_all(tmp_path)
+
+
+def test_class_numbers_are_named_by_the_file_itself(tmp_path: Path) -> None:
+    position = TOY_SCHEMA.get_field_index("emotion")
+    schema = TOY_SCHEMA.set(position, pa.field("emotion", pa.int64()))
+    rows = [toy_row(n, emotion=n - 1) for n in range(4)]
+    write_corpus(tmp_path, rows, schema=schema, class_names={"emotion": ["neutral", "joy"]})
+    assert read_all(tmp_path)["emotion"].to_pylist() == ["-1", "neutral", "joy", "2"]
+
+
+def test_the_real_corpora_can_be_read(shared_data: Path) -> None:
+    for recipe in RECIPES.values():
+        corpus = resolve_corpus(recipe, str(shared_data / "hub"))
+        rows = sum(len(table) for file in corpus.files for table in read_metadata(corpus, file, recipe))
+        assert rows > 30

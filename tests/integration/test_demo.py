@@ -1,0 +1,205 @@
+"""The whole system, as a user runs it: `./sift` with the bundled samples, a real Airflow and the fake engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import httpx
+import psutil
+import pytest
+
+from include.local.airflow import AirflowApi
+from include.local.stack import read_state
+from include.publish.release import verify_release
+from include.settings import PROJECT_ROOT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+@dataclass
+class FrontDoor:
+    """Runs commands of `./sift` with a home of their own."""
+
+    home: Path
+
+    def env(self, **more: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SIFT_", "AIRFLOW"))}
+        return {**kept, "SIFT_HOME": str(self.home), "SIFT_ENGINE": "fake", "PYTHONPATH": str(PROJECT_ROOT), **more}
+
+    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "include.cli", *arguments]
+        return subprocess.Popen(
+            command, env=self.env(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def __call__(self, *arguments: str, status: int = 0, **env: str) -> str:
+        process = self.start(*arguments, **env)
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == status, output
+        return output
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever runs with this home, this test's own process aside."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("SIFT_HOME") == str(self.home) or str(self.home) in " ".join(
+                    process.cmdline()
+                ):
+                    found.append(process)
+        return found
+
+    @property
+    def api(self) -> AirflowApi:
+        state = read_state(self.home)
+        assert state
+        return AirflowApi(state.url)
+
+
+@pytest.fixture(scope="module")
+def sift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontDoor]:
+    """A home in which the demo has run with --keep."""
+    door = FrontDoor(tmp_path_factory.mktemp("a home with blanks") / "sift")
+    try:
+        output = door("demo", "--keep")
+        assert "150 texts were written in this run." in output
+        assert "stays up at" in output
+        yield door
+    finally:
+        door("down")
+        assert door.processes() == []
+
+
+def last_json(output: str) -> object:
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def test_the_release_opens_with_its_splits(sift: FrontDoor, tmp_path: Path) -> None:
+    release = (sift.home / "releases" / "latest").resolve()
+    manifest = verify_release(release)
+    opened = datasets.load_dataset(str(release), cache_dir=str(tmp_path))
+    assert {split: len(rows) for split, rows in opened.items()} == {"commonvoice": 48, "meld": 54, "ravdess": 48}
+    assert manifest.generator["model"] == "fake"
+
+
+def test_events_woke_generation_and_nothing_was_lost(sift: FrontDoor) -> None:
+    runs = sift.api.runs("generate_and_publish")
+    assert runs and {run["state"] for run in runs} == {"success"}
+    assert {run["run_type"] for run in runs} == {"asset_triggered"}
+
+
+def test_a_run_without_work_skips_its_tasks(sift: FrontDoor) -> None:
+    before = (sift.home / "releases" / "latest").resolve()
+    output = sift("trigger", "generate_and_publish", "--wait")
+    run_id = re.search(r"run (manual__\S+),", output)
+    assert run_id
+    states = {task["task_id"]: task["state"] for task in sift.api.tasks("generate_and_publish", run_id[1])}
+    assert set(states.values()) == {"skipped"}, states
+    assert (sift.home / "releases" / "latest").resolve() == before
+
+
+def test_an_unchanged_corpus_tells_nobody(sift: FrontDoor) -> None:
+    before = len(sift.api.runs("generate_and_publish"))
+    sift("trigger", "ingest_meld", "--wait")
+    assert len(sift.api.runs("generate_and_publish")) == before
+
+
+def test_unknown_parameters_are_a_red_task_that_names_them(sift: FrontDoor) -> None:
+    sift("trigger", "ingest_meld", "--conf", '{"revisoin": "x"}', "--wait", status=1)
+    run = sift.api.runs("ingest_meld")[0]
+    (task,) = [task for task in sift.api.tasks("ingest_meld", run["dag_run_id"]) if task["state"] == "failed"]
+    assert (task["task_id"], task["try_number"]) == ("resolve_revision", 1)  # not tried again
+    log = "\n".join(sift.api.task_log("ingest_meld", run["dag_run_id"], "resolve_revision", 1))
+    assert "unknown parameters revisoin; this DAG knows force, revision" in log or "revisoin" in log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("trigger", "generate_and_publish", "--conf", '{"modes": ["sing"]}'), "sing"),
+        (("trigger", "ingest_nothing"), "ingest_nothing"),
+        (("trigger", "ingest_meld", "--conf", "{"), "--conf is not JSON"),
+        (("demo", "--sources", "meld,nosuch"), "unknown sources nosuch"),
+        (("demo",), "runs already at http://127.0.0.1:"),
+        (("up",), "Stop it with ./sift down"),
+        (("demo", "--hub", "/no/such/folder"), "there is no such folder"),
+        (("logs", "nosuch"), "there is no log nosuch"),
+    ],
+)
+def test_bad_input_ends_in_one_message(sift: FrontDoor, arguments: tuple[str, ...], message: str) -> None:
+    output = sift(*arguments, status=1)
+    assert message in output
+    assert "Traceback" not in output
+    assert output.startswith(("sift: ", "Corpora: "))
+
+
+def test_status_logs_and_psql(sift: FrontDoor) -> None:
+    assert "ravdess" in sift("status")
+    assert "scheduler.log" in sift("logs", "-n", "3") or sift("logs", "scheduler", "-n", "3")
+    assert sift("psql", "-Atc", "select count(*) from generation.responses").strip() == "150"
+    assert "latest" in sift("releases")
+
+
+def test_everything_listens_on_loopback_only(sift: FrontDoor) -> None:
+    listening = {
+        connection.laddr.ip
+        for process in sift.processes()
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+def test_a_killed_scheduler_is_started_again(sift: FrontDoor) -> None:
+    (scheduler,) = [p for p in sift.processes() if p.cmdline()[-2:] == ["scheduler", "--skip-serve-logs"]][:1]
+    scheduler.send_signal(signal.SIGKILL)
+    scheduler.wait(10) if scheduler.is_running() else None
+    deadline = time.monotonic() + 120
+    while not any("scheduler" in p.cmdline() and p.create_time() > scheduler.create_time() for p in sift.processes()):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    sift("trigger", "ingest_ravdess", "--wait")
+
+
+def test_the_web_page_is_served(sift: FrontDoor) -> None:
+    state = read_state(sift.home)
+    assert state
+    page = httpx.get(state.url, follow_redirects=True)
+    assert page.status_code == httpx.codes.OK and "<html" in page.text.lower()
+
+
+def test_psql_works_when_nothing_runs(tmp_path: Path) -> None:
+    door = FrontDoor(tmp_path / "sift")
+    assert door("psql", "-Atc", "select 1").strip() == "1"
+    assert door("status", status=3).startswith("Not running")
+    assert door.processes() == []
+
+
+def test_a_second_demo_generates_nothing_and_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    door = FrontDoor(tmp_path / "sift")
+    process = door.start("demo", "--sources", "meld")
+    deadline = time.monotonic() + 200
+    while not (door.home / "run" / "state.json").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    time.sleep(5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode not in (0, None)
+    assert door.processes() == []
+    output = door("demo", "--sources", "meld")
+    assert "Release, read back" in output
+    output = door("demo", "--sources", "meld")
+    assert "Nothing was pending: no text was generated again." in output
+    assert door.processes() == []
