@@ -57,7 +57,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
                     recipe,
                     get_settings().hub,
                     warehouse(),
-                    load_id=f"{recipe.name}/{dag_run.run_id}",
+                    run_id=dag_run.run_id,
                     revision=params["revision"],
                     not_after=None if dag_run.run_type == "manual" else dag_run.data_interval_end,
                     force=params["force"],
@@ -74,6 +74,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
         def merge(loads: list[dict], outlet_events=None) -> dict:
             merged = ingest.merge_groups(recipe, list(loads), warehouse())
             if not ingest.has_changes(merged):
+                log.info("%s", ingest.describe_load(merged, warehouse()))
                 raise AirflowSkipException(f"{recipe.name}: nothing changed, so nobody is told")
             outlet_events[STAGED[recipe.name]].extra = {
                 name: merged[name] for name in ("revision", "staged", "changed", "retired")

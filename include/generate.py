@@ -9,11 +9,12 @@ from typing import Any
 
 from include.generation import make_engine
 from include.generation.device import device_candidates, lease_device
+from include.generation.identity import pinned
 from include.generation.runner import current_mode_hashes, plan_shards, run_shard, sync_prompts
-from include.ingest import sift_sources
 from include.modes import MODES
 from include.publish.merge import has_news
 from include.settings import Settings
+from include.sources import RECIPES
 from include.storage.generation import Scope, count_verdicts, coverage
 from include.storage.staging import latest_loads
 from include.storage.warehouse import Warehouse
@@ -29,7 +30,10 @@ def plan_run(
     Returns:
         Mode -> its shards with work; None when nothing is pending and nothing waits to be published.
     """
-    staged = [source for source in sift_sources() if source in latest_loads(warehouse)]
+    loads = latest_loads(warehouse)
+    staged = [name for name, recipe in RECIPES.items() if recipe.task == "sift" and name in loads]
+    # A branch may move while the run goes on: what is planned is what is generated.
+    settings = pinned(settings)
     # Prompts are kept in step for all sources and modes: which of them are pending must be known for publishing too.
     hashes = current_mode_hashes(settings, list(MODES))
     updated = sync_prompts(warehouse, staged, hashes)
@@ -45,11 +49,14 @@ def plan_run(
         log.info("%s: %d pending in %d shards", mode, sum(shard["pending"] for shard in shards), len(shards))
     if not any(work.values()) and not has_news(warehouse, settings, params):
         return None
-    return {mode: work.get(mode, []) for mode in MODES}
+    return {
+        mode: [{**shard, "model_revision": settings.model_revision} for shard in work.get(mode, [])] for mode in MODES
+    }
 
 
 def generate_shard(warehouse: Warehouse, settings: Settings, shard: dict[str, Any], run_id: str) -> dict[str, Any]:
     """Generate one shard of one mode on a device of its own; returns the StepReport as JSON."""
+    settings = settings.model_copy(update={"model_revision": shard["model_revision"]})
     with lease_device(settings.home / "leases"):
         return asdict(run_shard(warehouse, make_engine(settings), settings, shard, run_id))
 

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from include.schema import StepReport, merge_counts
-from include.sources import RECIPES
-from include.sources.reader import Corpus, CorpusFile, group_files, read_metadata, resolve_corpus
+from include.sources.reader import Corpus, CorpusFile, NoRevisionYetError, group_files, read_metadata, resolve_corpus
 from include.sources.recipe import SourceRecipe
 from include.storage.staging import (
     IncomingLoad,
@@ -41,7 +41,7 @@ def resolve_revision(
     hub: str,
     warehouse: Warehouse,
     *,
-    load_id: str,
+    run_id: str,
     revision: str | None = None,
     not_after: datetime | None = None,
     force: bool = False,
@@ -52,7 +52,7 @@ def resolve_revision(
         recipe: The corpus.
         hub: Where corpora are read from.
         warehouse: Holds what is staged now.
-        load_id: Identity of this run.
+        run_id: Identity of the run; a run that is cleared makes a load of its own each time.
         revision: Pin a revision; None follows the branch.
         not_after: Take the newest revision that is not younger.
         force: Stage even what is staged already, or an older revision than that.
@@ -64,7 +64,10 @@ def resolve_revision(
         NothingToLoadError: If that revision is staged already, or a newer one is.
         SourceError: If the corpus cannot be read.
     """
-    corpus = resolve_corpus(recipe, hub, revision=revision, not_after=not_after)
+    try:
+        corpus = resolve_corpus(recipe, hub, revision=revision, not_after=not_after)
+    except NoRevisionYetError as too_early:
+        raise NothingToLoadError(str(too_early)) from too_early
     latest = latest_loads(warehouse, recipe.name).get(recipe.name)
     code_hash = normalising_code_hash(recipe)
     if latest and not force:
@@ -77,6 +80,7 @@ def resolve_revision(
                 f"staged ({latest['revision'][:12]} of {newest.isoformat()}); the Param `force` goes back in time"
             )
     forget_abandoned_loads(warehouse, recipe.name)
+    load_id = f"{recipe.name}/{run_id}/{uuid4().hex[:8]}"
     groups = group_files(corpus.files)
     log.info("%s: revision %s, %d files in %d groups", recipe.name, corpus.revision, len(corpus.files), len(groups))
     return [
@@ -177,19 +181,14 @@ def describe_load(load: dict[str, Any], warehouse: Warehouse) -> str:
 
 
 def normalising_code_hash(recipe: SourceRecipe) -> str:
-    """Identity of the code that turns this corpus's rows into samples: its recipe and all of `normalize`."""
+    """Identity of the code that turns this corpus's rows into samples."""
     here = Path(__file__).parent
-    files = [*sorted((here / "normalize").glob("*.py")), here / "sources" / "recipe.py"]
-    files.append(here / "sources" / f"{recipe.name}.py")
+    files = [*sorted((here / "normalize").glob("*.py")), here / "schema.py"]
+    files += [here / "sources" / f"{name}.py" for name in ("reader", "recipe", recipe.name)]
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def sift_sources() -> list[str]:
-    """Sources whose samples are asked about in the modes."""
-    return [name for name, recipe in RECIPES.items() if recipe.task == "sift"]
 
 
 def _corpus(fields: dict[str, Any]) -> Corpus:

@@ -47,6 +47,14 @@ STAGED_SCHEMA = pa.schema(
 )
 """One staged sample a row. Loads add `reject_reason`; the warehouse adds `revision`, `row_hash` and its timestamps."""
 
+
+class BadInputError(ValueError):
+    """Something that was given to us cannot work until it is changed; trying again as it is would not help.
+
+    The message names the thing and what to do.
+    """
+
+
 Task = Literal["sift", "transcribe", "answer"]
 FinishReason = Literal["stop", "sentences", "length"]
 

@@ -56,7 +56,13 @@ PROFILES: dict[str, dict[str, Any]] = {
 class Settings(BaseSettings):
     """Settings of one deployment, read from `SIFT_*` variables."""
 
-    model_config = SettingsConfigDict(env_prefix="SIFT_", env_nested_delimiter="__", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SIFT_",
+        env_nested_delimiter="__",
+        env_file=PROJECT_ROOT / ".env",
+        extra="ignore",
+        frozen=True,
+    )
 
     home: Path = Field(PROJECT_ROOT / ".sift", description="State: database, Airflow home, models, releases, logs")
     profile: Literal["embedded", "production"] = Field(

@@ -16,12 +16,14 @@ from psycopg import sql
 # Before anything of ours is imported: no Hub, and no state of the developer's own.
 os.environ["HF_HUB_OFFLINE"] = "1"
 for _name in [name for name in os.environ if name.startswith(("SIFT_", "AIRFLOW"))]:
-    if _name not in ("SIFT_TEST_MODELS",):
+    if _name != "SIFT_TEST_MODELS":  # where converted models may be kept between runs
         del os.environ[_name]
 
 from include.local.postgres import PostgresServer, running_postgres
 from include.settings import PROJECT_ROOT, Settings
 from include.storage.warehouse import Warehouse
+
+Settings.model_config["env_file"] = None  # nor the developer's .env
 
 SAMPLES = PROJECT_ROOT / "samples"
 SHARED = PROJECT_ROOT.parent / "shared"

@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "publish": {"schema", "settings", "storage", "sources", "modes", "quality", "generation"},
     "ingest": {"schema", "sources", "storage"},
     "generate": {"settings", "sources", "modes", "storage", "generation", "publish", "ingest"},
-    "orchestration": {"settings", "sources", "storage"},
+    "orchestration": {"schema", "settings", "sources", "storage"},
     "local": {"settings", "storage", "sources", "modes", "generation", "publish"},
     "cli": {"settings", "local", "storage", "publish"},
 }

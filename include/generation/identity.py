@@ -46,6 +46,13 @@ def model_hash_inputs(settings: Settings) -> dict[str, object]:
     }
 
 
+def pinned(settings: Settings) -> Settings:
+    """Return the settings with the model's revision resolved to its commit, so that it cannot move any more."""
+    if settings.engine == "fake" or local_model_dir(settings) is not None:
+        return settings
+    return settings.model_copy(update={"model_revision": resolve_revision(settings)})
+
+
 def local_model_dir(settings: Settings) -> Path | None:
     """Return the folder of a model that lies on this machine, or None for one on the Hub.
 

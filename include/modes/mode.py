@@ -38,7 +38,7 @@ class Mode:
         """The system message, verbatim from `prompts/<name>.txt`."""
         return (resources.files("include.modes") / "prompts" / f"{self.name}.txt").read_text(encoding="utf-8").strip()
 
-    def build_prompts(self, samples: pa.Table) -> pa.Array:
+    def build_user_messages(self, samples: pa.Table) -> pa.Array:
         """Build the user messages of N samples (columns `text` and the labels), in their order."""
         return self.user_message(samples)
 

@@ -15,8 +15,8 @@ class UnmappedLabelError(ValueError):
 MISSING = frozenset({"", "nan", "none", "null", "n/a", "na", "unknown", "unk"})
 """Spellings of "no value", after strip and lower; they become NULL without being counted as unmapped."""
 
-# Published spelling -> canonical. Sources: reference/sources of each corpus; "calm" is RAVDESS's eighth class, which
-# the specification's seven do not hold (docs/decisions/0003-labels.md).
+# Published spelling -> canonical; where a spelling occurs stands in the corpus's module. "calm" is RAVDESS's eighth
+# class, which the specification's seven do not hold (docs/decisions/0003-labels.md).
 _EMOTIONS: dict[str, str | None] = {
     **dict.fromkeys(("angry", "anger"), "angry"),
     **dict.fromkeys(("happy", "happiness", "joy"), "happy"),
@@ -46,7 +46,7 @@ _AGES: dict[str, str] = {
 }
 
 # Upper bounds of the numeric ages, in years (exclusive).
-# Source: the reference generator's age_to_group, with its open ends closed (traps 3 of the corpora notes).
+# Source: the reference generator's age_to_group, with .
 _AGE_BOUNDS = ((18, "teenager"), (40, "young adult"), (60, "middle-age adult"), (120.000001, "senior"))
 
 

@@ -23,7 +23,7 @@ def clean_transcripts(column: pa.Array) -> pa.Array:
         where nothing is left.
 
     Source:
-        `str(x).strip().lower()` is the reference's rule; the cleaning is traps 12 and 15 of the corpora notes.
+        `str(x).strip().lower()` is the reference generator's rule, which lets markup through; the cleaning is ours.
     """
     text = column.cast(pa.string())
     for pattern in (_NOISE, _MARKUP, _UNPRINTABLE, _STRAY):

@@ -8,6 +8,8 @@ from typing import Any
 
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
+from include.schema import BadInputError
+
 OWNER = "data-platform"
 GPU_POOL = "gpu"
 GPU_QUEUE = "gpu"
@@ -16,20 +18,13 @@ GPU_QUEUE = "gpu"
 START_DATE = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-class UnknownConfError(ValueError):
+class UnknownConfError(BadInputError):
     """A run was given parameters that its DAG does not know."""
 
 
 # Bad input does not get better by trying again; everything else may.
 _NO_RETRY = RetryRule(
-    exception=[
-        "include.sources.reader.SourceError",
-        "include.storage.staging.MergeRefusedError",
-        "include.publish.release.ReleaseError",
-        "include.orchestration.defaults.UnknownConfError",
-    ],
-    action=RetryAction.FAIL,
-    reason="the input must change first",
+    exception="include.schema.BadInputError", action=RetryAction.FAIL, reason="the input must change first"
 )
 
 DEFAULT_ARGS: dict[str, Any] = {

@@ -30,9 +30,7 @@ def check_opens(release: Path, cache: Path) -> None:
     """
     command = [sys.executable, "-m", "include.publish.consumer", str(release.resolve()), str(cache.resolve())]
     try:
-        done = subprocess.run(  # noqa: S603 - our own module and two folders
-            command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
+        done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
         raise ReleaseError(f"{release.name}: datasets did not open it within {TIMEOUT_S} s") from error
     if done.returncode:

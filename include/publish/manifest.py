@@ -10,10 +10,12 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from include.schema import BadInputError
+
 MANIFEST_NAME = "manifest.json"
 
 
-class ReleaseError(ValueError):
+class ReleaseError(BadInputError):
     """A release cannot be built or is not what its manifest says; the message names the release and the reason."""
 
 
@@ -43,6 +45,8 @@ class SourceEntry(BaseModel):
         revision: Revision of the corpus that was staged.
         licence: Licence as the corpus states it.
         redistributable: Whether its audio may be published again.
+        modes: Mode name -> mode_hash under which its responses were written; a part that was kept from an earlier
+            release keeps its own.
         rows: Records: clips times their modes.
         rows_by_mode: The same, by mode.
         clips: Distinct clips.
@@ -57,6 +61,7 @@ class SourceEntry(BaseModel):
     revision: str
     licence: str
     redistributable: bool
+    modes: dict[str, str]
     rows: int = Field(ge=0)
     rows_by_mode: dict[str, int]
     clips: int = Field(ge=0)

@@ -15,17 +15,30 @@ from typing import Any
 
 import pyarrow as pa
 
-from include.generation.identity import model_hash_inputs
-from include.generation.runner import current_mode_hashes
 from include.modes import MODES
-from include.publish.manifest import Manifest, ReleaseError
-from include.publish.parquet import AudioReader
-from include.publish.release import Release, ReleasePlan, SourcePlan, build_release, latest_manifest, needs_release
+from include.publish.manifest import Manifest, ReleaseError, read_manifest
+from include.publish.parquet import WRITER_VERSION, AudioReader
+from include.publish.release import (
+    LATEST,
+    Release,
+    ReleasePlan,
+    SourcePlan,
+    build_release,
+    latest_manifest,
+    needs_release,
+)
 from include.settings import Settings
 from include.sources import RECIPES
 from include.sources.reader import audio_reader, resolve_corpus
 from include.storage.generation import count_verdicts, coverage
-from include.storage.releases import published_rows, record_release, source_fingerprints, staged_files
+from include.storage.releases import (
+    is_recorded,
+    published_rows,
+    record_release,
+    released_modes,
+    source_fingerprints,
+    staged_files,
+)
 from include.storage.staging import label_distribution, latest_loads
 from include.storage.warehouse import Warehouse
 
@@ -50,6 +63,8 @@ def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any]
     if not _publishes(params):
         return False
     manifest = latest_manifest(settings.releases_dir)
+    if manifest is not None and not is_recorded(warehouse, manifest.release_id):
+        return True  # the run that made it died before it could say so
     content = _content(warehouse, settings, manifest)
     return bool(content.fingerprints) and needs_release(manifest, content.fingerprints)
 
@@ -74,7 +89,7 @@ def merge_and_publish(warehouse: Warehouse, settings: Settings, params: Mapping[
         log.info("no source is complete yet")
         return None
     if manifest is not None and not needs_release(manifest, content.fingerprints):
-        _record(warehouse, settings, manifest)  # in case the run that made it died before this
+        _record(warehouse, settings, manifest)
         log.info("release %s holds just this already", manifest.release_id)
         return None
     release = _build(warehouse, settings, content, manifest)
@@ -108,35 +123,54 @@ def _content(warehouse: Warehouse, settings: Settings, manifest: Manifest | None
 
 def _build(warehouse: Warehouse, settings: Settings, content: _Content, latest: Manifest | None) -> Release:
     loads = latest_loads(warehouse)
-    sources = sorted(content.fingerprints)
-    created_at = datetime.now(UTC).replace(microsecond=0)
-    identity = hashlib.sha256(
-        "\n".join(f"{name} {content.fingerprints[name]}" for name in sources).encode()
-    ).hexdigest()
-    generator = model_hash_inputs(settings)
+    complete = [name for name in sorted(content.fingerprints) if name not in content.waiting]
+    written = released_modes(warehouse, complete, list(MODES))
+    sources = {}
+    for name in sorted(content.fingerprints):
+        kept = latest.sources[name] if latest and name in content.waiting else None
+        recipe = RECIPES[name]
+        sources[name] = SourcePlan(
+            fingerprint=content.fingerprints[name],
+            revision=kept.revision if kept else loads[name]["revision"],
+            licence=recipe.licence,
+            redistributable=recipe.redistributable,
+            modes=kept.modes if kept else {mode: hash_of_mode for mode, (hash_of_mode, _) in written[name].items()},
+            title=recipe.title,
+            url=recipe.url,
+        )
+    # What the complete sources were written with; plan keeps them all in step.
+    current = {mode: described for modes in written.values() for mode, described in modes.items()}
+    generator = next((inputs for _, inputs in current.values()), dict(latest.generator) if latest else {})
+    release_id, created_at = _identity(settings, content.fingerprints)
     plan = ReleasePlan(
-        release_id=f"{created_at:%Y%m%dT%H%M%SZ}-{identity[:8]}",
+        release_id=release_id,
         created_at=created_at,
-        sources={
-            name: SourcePlan(
-                fingerprint=content.fingerprints[name],
-                revision=latest.sources[name].revision
-                if latest and name in content.waiting
-                else loads[name]["revision"],
-                licence=RECIPES[name].licence,
-                redistributable=RECIPES[name].redistributable,
-                title=RECIPES[name].title,
-                url=RECIPES[name].url,
-            )
-            for name in sources
+        sources=sources,
+        generator={
+            **{name: value for name, value in generator.items() if name not in ("mode", "system_prompt")},
+            "run_seed": settings.run_seed,
         },
-        generator={**generator, "run_seed": settings.run_seed},
-        modes={mode: hash_of_mode for mode, (hash_of_mode, _) in current_mode_hashes(settings, list(MODES)).items()},
-        verdicts=count_verdicts(warehouse, sources),
-        labels=label_distribution(warehouse, sources),
+        modes={mode: hash_of_mode for mode, (hash_of_mode, _) in current.items()},
+        verdicts=count_verdicts(warehouse, complete),
+        labels=label_distribution(warehouse, complete),
     )
     rows = _rows_of(warehouse, content.waiting)
     return build_release(settings.releases_dir, plan, rows, _audio_of(warehouse, settings, loads))
+
+
+def _identity(settings: Settings, fingerprints: Mapping[str, str]) -> tuple[str, datetime]:
+    """Name a release by its time and content.
+
+    One of the same content that was promoted by a run that died before `latest` pointed to it is taken up again.
+    """
+    joined = "\n".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
+    content = hashlib.sha256(f"{WRITER_VERSION}\n{joined}".encode()).hexdigest()[:12]
+    latest = (settings.releases_dir / LATEST).resolve().name
+    for orphan in settings.releases_dir.glob(f"[0-9]*-{content}"):
+        if orphan.name > latest or latest == LATEST:
+            return orphan.name, read_manifest(orphan).created_at
+    created_at = datetime.now(UTC).replace(microsecond=0)
+    return f"{created_at:%Y%m%dT%H%M%SZ}-{content}", created_at
 
 
 def _rows_of(warehouse: Warehouse, waiting: list[str]) -> Callable[[str], Iterator[pa.Table]]:

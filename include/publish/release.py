@@ -69,6 +69,7 @@ class SourcePlan:
         revision: Revision of the corpus that was staged.
         licence: Licence as the corpus states it.
         redistributable: Whether its audio may be published again.
+        modes: Mode name -> mode_hash under which its responses were written.
         title: What people call it.
         url: Where the corpus comes from.
     """
@@ -77,6 +78,7 @@ class SourcePlan:
     revision: str
     licence: str
     redistributable: bool
+    modes: Mapping[str, str]
     title: str
     url: str
 
@@ -171,7 +173,7 @@ def build_release(
         The release that `latest` now points to.
 
     Raises:
-        ReleaseError: If another build is under way, the id is taken, no row could be published, or what was written
+        ReleaseError: If the id is taken, no row could be published, or what was written
             does not read back as planned. The releases that were there are untouched, then and after any other error.
     """
     _check_plan(plan)
@@ -282,10 +284,9 @@ def _only_builder(releases_dir: Path) -> Iterator[None]:
     with (releases_dir / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ReleaseError(
-                f"another release is being built in {releases_dir}; try again when it is done"
-            ) from error
+        except BlockingIOError:
+            log.info("another release is being built in %s; waiting until it is done", releases_dir)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -376,6 +377,7 @@ def _facts(source: SourcePlan) -> dict[str, Any]:
         "revision": source.revision,
         "licence": source.licence,
         "redistributable": source.redistributable,
+        "modes": dict(source.modes),
     }
 
 

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from include.schema import BadInputError
 from include.sources.recipe import SourceRecipe
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ BATCH_ROWS = 65_536
 _PARQUET_MAGIC = b"PAR1"
 
 
-class SourceError(ValueError):
+class SourceError(BadInputError):
     """A corpus cannot be read as its recipe says; the message names the corpus, the file or column, and what to do."""
 
 

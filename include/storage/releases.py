@@ -52,6 +52,25 @@ def staged_files(warehouse: Warehouse, source: str) -> dict[str, str]:
     return {row["audio_file"]: row["blob_id"] for row in rows}
 
 
+def released_modes(
+    warehouse: Warehouse, sources: Sequence[str], modes: Sequence[str]
+) -> dict[str, dict[str, tuple[str, dict[str, Any]]]]:
+    """Return what the current responses were made with: source -> mode -> (mode_hash, all that it covers)."""
+    params = {"sources": list(sources), "modes": list(modes)}
+    with warehouse.connection() as connection:
+        rows = connection.execute(statement("released_modes"), params).fetchall()
+    found: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {}
+    for row in rows:
+        found.setdefault(row["source"], {})[row["mode"]] = (row["mode_hash"], row["inputs"])
+    return found
+
+
+def is_recorded(warehouse: Warehouse, release_id: str) -> bool:
+    """Whether `publish.releases` knows the release."""
+    with warehouse.connection() as connection:
+        return bool(connection.execute(statement("find_release"), {"release_id": release_id}).fetchone())
+
+
 def record_release(warehouse: Warehouse, release: Mapping[str, Any]) -> None:
     """Add a promoted release to `publish.releases`; adding it again changes nothing."""
     row = {**release, "rows": Jsonb(release["rows"]), "manifest": Jsonb(release["manifest"])}

@@ -10,14 +10,14 @@ import pyarrow as pa
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from include.schema import STAGED_SCHEMA
+from include.schema import STAGED_SCHEMA, BadInputError
 from include.storage.warehouse import Warehouse, copy_in, statement
 
 _INCOMING = sql.Identifier("staging", "incoming")
 _INCOMING_COLUMNS = ("load_id", "file_group", *STAGED_SCHEMA.names, "reject_reason")
 
 
-class MergeRefusedError(ValueError):
+class MergeRefusedError(BadInputError):
     """A load must not be merged; the message says why. Nothing was changed."""
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk import RetryAction
 
 from include.modes import MODES
 from include.settings import PROJECT_ROOT
 from include.sources import RECIPES
+from include.sources.reader import SourceError
 
 GENERATE = "generate_and_publish"
 
@@ -101,15 +103,15 @@ def test_unknown_conf_is_refused_by_name(conf: dict[str, Any], message: str | No
         check_conf(conf, ["revision", "force"])
 
 
-def test_bad_input_is_not_tried_again() -> None:
-    from importlib import import_module
-
+@pytest.mark.parametrize(
+    ("error", "action"),
+    [(SourceError("no such corpus"), RetryAction.FAIL), (ConnectionError("server away"), RetryAction.DEFAULT)],
+)
+def test_bad_input_is_not_tried_again(error: Exception, action: RetryAction) -> None:
     from include.orchestration.defaults import DEFAULT_ARGS
 
-    for rule in DEFAULT_ARGS["retry_policy"].rules:
-        for path in rule.exception:
-            module, _, name = path.rpartition(".")
-            assert issubclass(getattr(import_module(module), name), ValueError)
+    decision = DEFAULT_ARGS["retry_policy"].evaluate(error, 1, 3)
+    assert decision.action == action
 
 
 def _python(code: str, **env: str) -> str:

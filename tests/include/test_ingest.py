@@ -20,8 +20,8 @@ def toy_recipe_has_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe: "code")
 
 
-def run(hub: Path, warehouse: Warehouse, load_id: str, **options: Any) -> dict[str, Any]:
-    groups = ingest.resolve_revision(TOY, str(hub), warehouse, load_id=load_id, **options)
+def run(hub: Path, warehouse: Warehouse, run_id: str, **options: Any) -> dict[str, Any]:
+    groups = ingest.resolve_revision(TOY, str(hub), warehouse, run_id=run_id, **options)
     loads = [ingest.load_group(TOY, group, warehouse) for group in groups]
     return ingest.merge_groups(TOY, loads, warehouse)
 
@@ -37,7 +37,7 @@ def query(warehouse: Warehouse, text: str) -> list[dict[str, Any]]:
 
 def test_a_first_load_stages_every_usable_row(tmp_path: Path, warehouse: Warehouse) -> None:
     write_corpus(tmp_path, [toy_row(1), toy_row(2, transcription="")], [toy_row(3), toy_row(1, emotion="sad")])
-    load = run(tmp_path, warehouse, "toy/1")
+    load = run(tmp_path, warehouse, "1")
     assert counts(load) == {
         "read": 4, "staged": 2, "unchanged": 0, "changed": 0, "moved": 0, "retired": 0,
         "rejected": {"empty text": 1, "duplicate key": 1},
@@ -54,24 +54,24 @@ def test_a_first_load_stages_every_usable_row(tmp_path: Path, warehouse: Warehou
 
 def test_what_changed_is_changed_and_nothing_else(tmp_path: Path, warehouse: Warehouse) -> None:
     write_corpus(tmp_path, [toy_row(1), toy_row(2), toy_row(3)])
-    run(tmp_path, warehouse, "toy/1")
+    run(tmp_path, warehouse, "1")
     before = query(warehouse, "select sample_id, last_changed from staging.samples where sample_id = 'toy/001.wav'")
     write_corpus(tmp_path, [toy_row(1), toy_row(2, emotion="sad"), toy_row(4)])
-    load = run(tmp_path, warehouse, "toy/2")
+    load = run(tmp_path, warehouse, "2")
     assert (load["unchanged"], load["changed"], load["staged"], load["retired"]) == (1, 1, 1, 1)
     after = query(warehouse, "select sample_id, last_changed from staging.samples where sample_id = 'toy/001.wav'")
     assert after == before
     write_corpus(tmp_path, [toy_row(1), toy_row(2, emotion="sad"), toy_row(3), toy_row(4)])
-    load = run(tmp_path, warehouse, "toy/3")
+    load = run(tmp_path, warehouse, "3")
     assert (load["unchanged"], load["changed"], load["retired"]) == (3, 1, 0)  # row 3 came back
 
 
 def test_rows_that_only_moved_are_not_changed_but_found(tmp_path: Path, warehouse: Warehouse) -> None:
     rows = [toy_row(n) for n in range(6)]
     write_corpus(tmp_path, rows)
-    run(tmp_path, warehouse, "toy/1")
+    run(tmp_path, warehouse, "1")
     write_corpus(tmp_path, rows[::-1][:2], rows[::-1][2:], row_group_size=2)
-    load = run(tmp_path, warehouse, "toy/2")
+    load = run(tmp_path, warehouse, "2")
     assert (load["unchanged"], load["moved"], load["changed"]) == (6, 6, 0)
     places = query(
         warehouse, "select audio_file, audio_row_group, audio_row from staging.samples where sample_id = 'toy/000.wav'"
@@ -81,10 +81,10 @@ def test_rows_that_only_moved_are_not_changed_but_found(tmp_path: Path, warehous
 
 def test_an_unchanged_revision_is_not_read_again(tmp_path: Path, warehouse: Warehouse) -> None:
     write_corpus(tmp_path, [toy_row(1)])
-    run(tmp_path, warehouse, "toy/1")
+    run(tmp_path, warehouse, "1")
     with pytest.raises(ingest.NothingToLoadError, match="staged already"):
-        run(tmp_path, warehouse, "toy/2")
-    load = run(tmp_path, warehouse, "toy/3", force=True)
+        run(tmp_path, warehouse, "2")
+    load = run(tmp_path, warehouse, "3", force=True)
     assert not ingest.has_changes(load)
 
 
@@ -92,24 +92,24 @@ def test_changed_normalising_code_stages_the_same_revision_again(
     tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_corpus(tmp_path, [toy_row(1)])
-    run(tmp_path, warehouse, "toy/1")
+    run(tmp_path, warehouse, "1")
     monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe: "other code")
-    assert run(tmp_path, warehouse, "toy/2")["unchanged"] == 1
+    assert run(tmp_path, warehouse, "2")["unchanged"] == 1
 
 
 def test_too_many_rejects_merge_nothing(tmp_path: Path, warehouse: Warehouse) -> None:
     write_corpus(tmp_path, [toy_row(1), toy_row(2)])
-    run(tmp_path, warehouse, "toy/1")
+    run(tmp_path, warehouse, "1")
     write_corpus(tmp_path, [toy_row(1, transcription=""), toy_row(2, transcription="[noise]"), toy_row(3)])
     with pytest.raises(MergeRefusedError, match=r"2 of 3 rows are unusable .*limit of 50%"):
-        run(tmp_path, warehouse, "toy/2")
+        run(tmp_path, warehouse, "2")
     assert query(warehouse, "select count(*) as n from staging.samples where retired_at is null") == [{"n": 2}]
-    assert latest_loads(warehouse)["toy"]["load_id"] == "toy/1"
+    assert latest_loads(warehouse)["toy"]["load_id"].startswith("toy/1/")
 
 
 def test_a_lost_group_is_noticed_before_anything_is_retired(tmp_path: Path, warehouse: Warehouse) -> None:
     write_corpus(tmp_path, [toy_row(1)], [toy_row(2)])
-    groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, load_id="toy/1")
+    groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="1")
     loads = [ingest.load_group(TOY, group, warehouse) for group in groups]
     with warehouse.connection() as connection:
         connection.execute("delete from staging.incoming where file_group = 1")
@@ -121,7 +121,7 @@ def test_a_lost_group_is_noticed_before_anything_is_retired(tmp_path: Path, ware
 
 def test_every_step_may_run_twice(tmp_path: Path, warehouse: Warehouse) -> None:
     write_corpus(tmp_path, [toy_row(n) for n in range(5)], [toy_row(n) for n in range(5, 9)])
-    groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, load_id="toy/1")
+    groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="1")
     for group in groups:
         ingest.load_group(TOY, group, warehouse)
     loads = [ingest.load_group(TOY, group, warehouse) for group in groups]
@@ -134,7 +134,7 @@ def test_every_step_may_run_twice(tmp_path: Path, warehouse: Warehouse) -> None:
 
 def test_a_failing_file_leaves_nothing_of_its_group(tmp_path: Path, warehouse: Warehouse) -> None:
     folder = write_corpus(tmp_path, [toy_row(n) for n in range(500)], row_group_size=500)
-    groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, load_id="toy/1")
+    groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="1")
     file = folder / "data" / "train-00000-of-00001.parquet"
     content = bytearray(file.read_bytes())
     content[100 : len(content) // 2] = bytes(len(content) // 2 - 100)
@@ -146,7 +146,7 @@ def test_a_failing_file_leaves_nothing_of_its_group(tmp_path: Path, warehouse: W
 
 def test_the_report_shows_what_no_table_knows(tmp_path: Path, warehouse: Warehouse) -> None:
     write_corpus(tmp_path, [toy_row(1, emotion="hangry"), toy_row(2), toy_row(3, transcription="")])
-    text = ingest.describe_load(run(tmp_path, warehouse, "toy/1"), warehouse)
+    text = ingest.describe_load(run(tmp_path, warehouse, "1"), warehouse)
     assert "3 rows read = 2 new + 0 changed + 0 unchanged (0 of them moved) + 1 rejected; 0 retired" in text
     assert "WARNING emotion: no table knows 'hangry' 1" in text
     assert "rejected: 1 x empty text" in text

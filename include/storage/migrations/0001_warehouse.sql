@@ -32,6 +32,7 @@ create table staging.samples (
     primary key (source, sample_id)
 ) partition by list (source);
 comment on table staging.samples is 'One row per utterance; a partition per source, made by its first load.';
+comment on column staging.samples.revision is 'Revision in which the row last changed or moved; its bytes lie there.';
 comment on column staging.samples.row_hash is 'Identity of the metadata; where the bytes lie is not part of it.';
 comment on column staging.samples.retired_at is 'Set when the row is no longer in the corpus; retired rows are no work.';
 

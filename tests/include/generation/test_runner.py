@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def staged(tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 
     def stage(rows: Sequence[dict[str, object]]) -> None:
         write_corpus(tmp_path, list(rows))
-        groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, load_id=f"toy/{time.monotonic_ns()}")
+        groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="run")
         ingest.merge_groups(TOY, [ingest.load_group(TOY, group, warehouse) for group in groups], warehouse)
 
     stage([toy_row(n) for n in range(ROWS)])
@@ -204,7 +205,7 @@ def test_kill_9_at_random_moments_loses_and_doubles_nothing(
     for _ in range(4):
         child = context.Process(target=_generate_slowly, args=(warehouse.conninfo, settings, shard))
         child.start()
-        _wait_until(lambda known=len(stored): len(responses(warehouse)) > known or not child.is_alive())
+        _wait_until(partial(_has_more, warehouse, len(stored), child))
         time.sleep(moments.uniform(0, 0.1))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
@@ -245,6 +246,10 @@ def test_a_prompt_that_changed_since_planning_is_refused(
         connection.execute("update generation.prompts set prompt_hash = 'other' where mode = 'sift_s'")
     with pytest.raises(ValueError, match="Trigger generate_and_publish again"):
         run_shard(warehouse, FakeEngine(settings), settings, shard, "run")
+
+
+def _has_more(warehouse: Warehouse, known: int, child: Any) -> bool:
+    return len(responses(warehouse)) > known or not child.is_alive()
 
 
 def _wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:

@@ -15,11 +15,13 @@ def test_any_path_will_do_and_data_stays(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
     for expected in ([], [(1,)]):
-        with running_postgres(folder / "data", folder / "log") as server:
-            with psycopg.connect(server.conninfo("sift"), autocommit=True) as connection:
-                connection.execute("create table if not exists kept (n integer)")
-                assert connection.execute("select n from kept").fetchall() == expected
-                connection.execute("insert into kept values (1)")
+        with (
+            running_postgres(folder / "data", folder / "log") as server,
+            psycopg.connect(server.conninfo("sift"), autocommit=True) as connection,
+        ):
+            connection.execute("create table if not exists kept (n integer)")
+            assert connection.execute("select n from kept").fetchall() == expected
+            connection.execute("insert into kept values (1)")
         assert server.process is not None and server.process.poll() is not None
 
 

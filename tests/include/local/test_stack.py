@@ -46,7 +46,7 @@ def test_the_state_of_a_dead_stack_is_not_believed(tmp_path: Path) -> None:
     assert read_state(tmp_path) is None
     run = tmp_path / "run"
     run.mkdir()
-    state = {"pid": 1, "url": "http://127.0.0.1:1", "conninfo": "", "hub": ""}
+    state = {"pid": 1, "url": "http://127.0.0.1:1", "conninfo": "", "psql": "", "hub": ""}
     (run / "state.json").write_text(json.dumps(state))
     assert read_state(tmp_path) is None
     with (run / "lock").open("a") as lock:

@@ -17,7 +17,7 @@ def samples(*rows: dict[str, str]) -> pa.Table:
 
 
 def message(mode: str, **row: str) -> str:
-    return MODES[mode].build_prompts(samples(row)).to_pylist()[0]
+    return MODES[mode].build_user_messages(samples(row)).to_pylist()[0]
 
 
 def test_there_are_three_modes() -> None:
@@ -71,7 +71,7 @@ def test_separators_and_brackets_in_accents_are_neutralised() -> None:
 
 def test_rows_do_not_leak_into_each_other() -> None:
     table = samples({"text": "a", "emotion": "sad"}, {}, {"text": "b"})
-    assert MODES["sift_ssp"].build_prompts(table).to_pylist() == [
+    assert MODES["sift_ssp"].build_user_messages(table).to_pylist() == [
         "<audio><meta>emotion: sad</meta><text>a</text></audio>",
         "<audio></audio>",
         "<audio><text>b</text></audio>",

@@ -117,6 +117,7 @@ class World:
                 revision="abc123",
                 licence="CC-BY-4.0",
                 redistributable=True,
+                modes={},
                 title=f"The | {name} <corpus>",
                 url=f"https://example.org/{name}",
             )

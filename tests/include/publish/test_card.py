@@ -25,6 +25,7 @@ def finished(world: World, **changes: object) -> Manifest:
             revision="abc",
             licence="x",
             redistributable=True,
+            modes={},
             rows=15 if name == "ravdess" else 0,
             rows_by_mode=dict.fromkeys(MODES, 5) if name == "ravdess" else {},
             clips=5 if name == "ravdess" else 0,

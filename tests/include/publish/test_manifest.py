@@ -26,6 +26,7 @@ def manifest(**changes: object) -> Manifest:
         revision="abc",
         licence="GPL-3.0",
         redistributable=True,
+        modes={},
         rows=3,
         rows_by_mode={"sit_ssp": 1, "sift_s": 2},
         clips=2,

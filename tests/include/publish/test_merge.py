@@ -30,10 +30,10 @@ def settings(make_settings: Callable[..., Settings], tmp_path: Path) -> Settings
     return make_settings(hub=str(tmp_path / "hub"))
 
 
-def stage(warehouse: Warehouse, settings: Settings, *sources: str, load_id: str = "1") -> None:
+def stage(warehouse: Warehouse, settings: Settings, *sources: str, run_id: str = "1") -> None:
     for name in sources:
         recipe = RECIPES[name]
-        groups = ingest.resolve_revision(recipe, settings.hub, warehouse, load_id=f"{name}/{load_id}", force=True)
+        groups = ingest.resolve_revision(recipe, settings.hub, warehouse, run_id=run_id, force=True)
         ingest.merge_groups(recipe, [ingest.load_group(recipe, group, warehouse) for group in groups], warehouse)
 
 
@@ -128,3 +128,38 @@ def test_given_up_rows_are_left_out_and_counted(warehouse: Warehouse, settings: 
     manifest = read_manifest(Path(release["uri"]))
     for mode, rows in release["rows"]["meld"].items():
         assert manifest.verdicts[mode] == {"accepted": rows, "empty": 18 - rows}
+
+
+def test_a_run_that_died_after_promoting_is_finished_by_the_next_one(warehouse: Warehouse, settings: Settings) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_and_publish(warehouse, settings, EVERYTHING)
+    assert first
+    # It died before `latest` pointed to its release and before the warehouse knew of it.
+    (settings.releases_dir / "latest").unlink()
+    with warehouse.connection() as connection:
+        connection.execute("delete from publish.releases")
+    second = merge_and_publish(warehouse, settings, EVERYTHING)
+    assert second and second["release_id"] == first["release_id"]
+    # It died before the warehouse knew of it.
+    with warehouse.connection() as connection:
+        connection.execute("delete from publish.releases")
+    assert has_news(warehouse, settings, EVERYTHING)
+    assert merge_and_publish(warehouse, settings, EVERYTHING) is None
+    assert [row["release_id"] for row in list_releases(warehouse)] == [first["release_id"]]
+    assert not has_news(warehouse, settings, EVERYTHING)
+
+
+def test_a_part_that_was_kept_says_what_wrote_it(warehouse: Warehouse, settings: Settings) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    merge_and_publish(warehouse, settings, EVERYTHING)
+    other = settings.model_copy(update={"frozen_date": "2026-03-03"})
+    generate(warehouse, other, sources=["ravdess"])
+    release = merge_and_publish(warehouse, other, EVERYTHING)
+    assert release
+    manifest = read_manifest(Path(release["uri"]))
+    assert manifest.generator["frozen_date"] == "2026-03-03"
+    assert manifest.sources["ravdess"].modes == manifest.modes
+    assert set(manifest.sources["meld"].modes) == set(manifest.modes)
+    assert not set(manifest.sources["meld"].modes.values()) & set(manifest.modes.values())

@@ -1,0 +1,46 @@
+"""What the tests of generation share: prompts, and the real small model, converted once."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from include.generation.transformers_engine import TransformersEngine
+from include.local.model import ensure_small_model
+from include.modes import MODES
+from include.schema import Prompt
+from include.settings import PROJECT_ROOT, Settings
+
+
+@pytest.fixture
+def make_prompt() -> Callable[..., Prompt]:
+    """Make a prompt of a mode, with the mode's own system prompt."""
+
+    def make(mode: str = "sift_s", user_message: str = "i got the job", seed: int = 1, sample: str = "1") -> Prompt:
+        return Prompt(
+            source="ravdess",
+            sample_id=f"ravdess/{sample}",
+            mode=mode,
+            prompt_hash="0" * 64,
+            system_prompt=MODES[mode].system_prompt,
+            user_message=user_message,
+            attempt=1,
+            seed=seed,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_model_dir() -> Path:
+    """Folder of the real small model; kept between runs, for converting it takes half a minute."""
+    return ensure_small_model(Path(os.environ.get("SIFT_TEST_MODELS") or PROJECT_ROOT / ".sift" / "models"))
+
+
+@pytest.fixture(scope="session")
+def small_engine(small_model_dir: Path) -> TransformersEngine:
+    """The engine with the real small model, loaded once."""
+    engine = TransformersEngine(Settings(profile="embedded", model_name=str(small_model_dir)))
+    engine.load()
+    return engine

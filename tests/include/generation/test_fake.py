@@ -1,0 +1,114 @@
+"""The fake engine: the same prompt and seed give the same text, and faults come as often as told."""
+
+from dataclasses import replace
+
+import pytest
+
+from include.generation import make_engine
+from include.generation.answer import clean_answer
+from include.generation.fake import FAULTS, FakeEngine, parse_faults
+from include.quality.rules import judge
+from include.schema import Prompt, Response
+from include.settings import Settings
+
+CONTEXT = "<audio><meta>gender: female, emotion: angry</meta><text>leave me alone</text></audio>"
+
+
+def fake_prompt(seed: int, mode: str = "sift_s", user_message: str = "i got the job") -> Prompt:
+    return Prompt(
+        source="ravdess",
+        sample_id=f"ravdess/{seed}",
+        mode=mode,
+        prompt_hash="0" * 64,
+        system_prompt="Respond.",
+        user_message=user_message,
+        attempt=1,
+        seed=seed,
+    )
+
+
+def answers(faults: str, prompts: list[Prompt], batch_size: int = 7) -> list[Response]:
+    engine = FakeEngine(Settings(engine="fake", fake_faults=faults, batch_size=batch_size))
+    engine.load()
+    return [response for batch in engine.generate(prompts) for response in batch]
+
+
+def test_every_prompt_is_answered_once_in_batches() -> None:
+    prompts = [fake_prompt(seed) for seed in range(20)]
+    engine = make_engine(Settings(engine="fake", batch_size=7))
+    batches = list(engine.generate(prompts))
+    assert [len(batch) for batch in batches] == [7, 7, 6]
+    assert [response.prompt for batch in batches for response in batch] == prompts
+
+
+def test_text_depends_on_mode_message_and_seed_alone() -> None:
+    prompts = [fake_prompt(seed) for seed in range(50)]
+    one_way, other_way = answers("", prompts), answers("", prompts[::-1], batch_size=3)
+    assert {r.prompt.sample_id: r.text for r in one_way} == {r.prompt.sample_id: r.text for r in other_way}
+    assert len({r.text for r in one_way}) > 5
+    moved = replace(prompts[0], sample_id="tess/1", source="tess", attempt=2)
+    assert answers("", [moved])[0].text == one_way[0].text
+
+
+@pytest.mark.parametrize("mode", ["sift_s", "sift_ssp", "sit_ssp"])
+def test_plain_answers_are_accepted(mode: str) -> None:
+    for response in answers("", [fake_prompt(seed, mode, CONTEXT) for seed in range(100)]):
+        assert judge(mode, response.text, response.finish_reason) == "accepted"
+        assert response.prompt_tokens > 0 and response.response_tokens > 0
+
+
+def test_a_description_says_what_its_labels_say() -> None:
+    text = answers("", [fake_prompt(1, "sit_ssp", CONTEXT)])[0].text
+    assert text.startswith('Sounds like an angry woman saying "leave me alone" in a ')
+    assert answers("", [fake_prompt(1, "sit_ssp", "<audio></audio>")])[0].text.startswith("Sounds like a calm person")
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict"), [("empty", "empty"), ("think", "empty"), ("tag", "leaked_tag"), ("length", "truncated")]
+)
+def test_faults_break_their_rule(fault: str, verdict: str) -> None:
+    for response in answers(f"{fault}:1", [fake_prompt(seed) for seed in range(20)]):
+        assert judge("sift_s", clean_answer(response.text), response.finish_reason) == verdict
+
+
+def test_a_refusal_denies_hearing() -> None:
+    assert "can't hear" in answers("refusal:1", [fake_prompt(1)])[0].text
+
+
+def test_faults_come_as_often_as_told_and_go_with_another_seed() -> None:
+    responses = answers("empty:0.2,tag:0.1", [fake_prompt(seed) for seed in range(2000)])
+    empty = [r.prompt.seed for r in responses if not r.text]
+    assert 320 < len(empty) < 480
+    assert 130 < sum("<audio>" in r.text for r in responses) < 270
+    again = answers("empty:0.2,tag:0.1", [fake_prompt(seed + 10_000) for seed in empty])
+    assert any(r.text for r in again)
+
+
+def test_a_crash_takes_its_batch_and_leaves_the_earlier_ones() -> None:
+    engine = FakeEngine(Settings(engine="fake", fake_faults="crash:0.02", batch_size=10))
+    done: list[Response] = []
+    with pytest.raises(RuntimeError, match="crash dealt to ravdess/"):
+        for batch in engine.generate([fake_prompt(seed) for seed in range(1000)]):
+            done.extend(batch)
+    assert 0 < len(done) < 1000 and len(done) % 10 == 0
+
+
+@pytest.mark.parametrize("setting", ["explode:0.1", "empty", "empty:much", "empty:-0.1", "empty:0.6,tag:0.6"])
+def test_wrong_faults_are_refused_by_name(setting: str) -> None:
+    with pytest.raises(ValueError, match="SIFT_FAKE_FAULTS"):
+        FakeEngine(Settings(engine="fake", fake_faults=setting))
+
+
+def test_an_unknown_fault_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown fault 'explode'"):
+        parse_faults("empty:0.1,explode:0.1")
+    assert parse_faults(" empty:0.1, tag:0.2,") == {"empty": 0.1, "tag": 0.2}
+    assert set(parse_faults(",".join(f"{fault}:0.1" for fault in FAULTS))) == set(FAULTS)
+
+
+def test_batches_take_as_long_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("include.generation.fake.time.sleep", slept.append)
+    engine = FakeEngine(Settings(engine="fake", batch_size=2), seconds_per_batch=0.5)
+    assert len(list(engine.generate([fake_prompt(seed) for seed in range(5)]))) == 3
+    assert slept == [0.5, 0.5, 0.5]

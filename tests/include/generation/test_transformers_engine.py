@@ -1,0 +1,124 @@
+"""The transformers engine: the exact prompt, and answers of the real small model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from include.generation.answer import clean_answer
+from include.generation.transformers_engine import TransformersEngine
+from include.quality.rules import judge
+from include.schema import Prompt, Response
+from include.settings import PROJECT_ROOT, Settings
+
+MakePrompt = Callable[..., Prompt]
+
+SMOLLM3_TEMPLATE = PROJECT_ROOT.parent / "shared" / "reference" / "smollm3_chat_template.jinja"
+ANGRY = "<audio><meta>age: young adult, gender: male, emotion: angry</meta><text>leave me alone</text></audio>"
+HAPPY = "<audio><meta>gender: female, pace: fast, emotion: happy</meta><text>we won the game</text></audio>"
+
+
+def answer(engine: TransformersEngine, prompts: Sequence[Prompt], batch_size: int = 8) -> dict[str, Response]:
+    engine.batch_size = batch_size
+    responses = [response for batch in engine.generate(prompts) for response in batch]
+    assert len(responses) == len(prompts)
+    return {f"{response.prompt.mode}/{response.prompt.sample_id}": response for response in responses}
+
+
+def engine_with_template(template: str, **settings: str) -> TransformersEngine:
+    """An engine that can render, and nothing else."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    engine = TransformersEngine(Settings(**settings))
+    engine.tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    engine.tokenizer.chat_template = template
+    return engine
+
+
+def test_smollm3_prompts_are_the_reference_generators_with_a_frozen_date(make_prompt: MakePrompt) -> None:
+    if not SMOLLM3_TEMPLATE.is_file():
+        pytest.skip("../shared/reference/smollm3_chat_template.jinja is not there")
+    engine = engine_with_template(SMOLLM3_TEMPLATE.read_text(encoding="utf-8"), frozen_date="2026-08-29")
+    prompt = make_prompt("sift_ssp", ANGRY)
+    assert engine.render(prompt) == (
+        "<|im_start|>system\n## Metadata\n\nKnowledge Cutoff Date: June 2025\nToday Date: 29 August 2026\n"
+        "Reasoning Mode: /no_think\n\n## Custom Instructions\n\n" + prompt.system_prompt + "\n\n"
+        "<|im_start|>user\n" + ANGRY + "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n"
+    )
+
+
+def test_an_empty_system_prompt_is_not_sent(make_prompt: MakePrompt) -> None:
+    engine = engine_with_template(
+        "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}{{ enable_thinking }}"
+    )
+    prompt = make_prompt()
+    assert engine.render(prompt) == f"[system:{prompt.system_prompt}][user:i got the job]False"
+    silent = Prompt("ravdess", "ravdess/1", "sift_s", "0", "", "i got the job", 1, 1)
+    assert engine.render(silent) == "[user:i got the job]False"
+
+
+def test_a_model_that_cannot_be_had_is_named_with_what_to_do() -> None:
+    engine = TransformersEngine(Settings(model_name="nobody/nothing", model_revision="0" * 40))
+    with pytest.raises(ValueError, match="'nobody/nothing' at revision '0000") as error:
+        engine.load()
+    assert "HF_TOKEN" in str(error.value)
+
+
+@pytest.mark.model
+def test_every_mode_gets_sensible_answers(small_engine: TransformersEngine, make_prompt: MakePrompt) -> None:
+    prompts = [
+        make_prompt("sift_s", "i got the job and i start on monday", seed=1, sample="a"),
+        make_prompt("sift_s", "my grandmother passed away", seed=2, sample="b"),
+        *(make_prompt(mode, ANGRY, seed=3, sample="a") for mode in ("sift_ssp", "sit_ssp")),
+        *(make_prompt(mode, HAPPY, seed=4, sample="b") for mode in ("sift_ssp", "sit_ssp")),
+    ]
+    responses = answer(small_engine, prompts)
+    assert list(responses) != [f"{prompt.mode}/{prompt.sample_id}" for prompt in prompts]  # sorted by length
+    for response in responses.values():
+        assert len(clean_answer(response.text)) > 10
+        assert "<|" not in response.text  # neither the end token nor padding
+        assert response.finish_reason in ("stop", "sentences")
+        assert 3 <= response.response_tokens <= 96
+        assert response.prompt_tokens > 25
+    verdicts = [judge(response.prompt.mode, response.text, response.finish_reason) for response in responses.values()]
+    assert verdicts.count("accepted") >= 5
+
+
+@pytest.mark.model
+def test_a_row_is_answered_alike_in_any_batch(small_engine: TransformersEngine, make_prompt: MakePrompt) -> None:
+    rows = [make_prompt("sit_ssp", ANGRY, seed=seed, sample=str(seed)) for seed in range(4)]
+    together, alone = answer(small_engine, rows, batch_size=4), answer(small_engine, rows, batch_size=1)
+    assert {key: response.text for key, response in together.items()} == {
+        key: response.text for key, response in alone.items()
+    }
+    twins = [make_prompt("sit_ssp", ANGRY, seed=7, sample=str(sample)) for sample in range(3)]
+    assert len({response.text for response in answer(small_engine, twins).values()}) == 1
+
+
+@pytest.mark.model
+def test_limits_say_so(small_model_dir: Path, small_engine: TransformersEngine, make_prompt: MakePrompt) -> None:
+    story = make_prompt("sift_s", "tell me a long story about a dog", seed=1)
+
+    def limited(**sampling: float) -> Response:
+        engine = TransformersEngine(Settings(model_name=str(small_model_dir), sampling={"temperature": 0, **sampling}))
+        engine.tokenizer, engine.model = small_engine.tokenizer, small_engine.model
+        return next(engine.generate([story]))[0]
+
+    one = limited(stop_after_sentences=1)
+    assert one.finish_reason == "sentences"
+    assert one.text == one.text.rstrip()
+    assert one.text.rstrip('"')[-1] in ".!?"
+    small_engine.model.generation_config.max_new_tokens = 12
+    try:
+        cut = limited(stop_after_sentences=2)
+    finally:
+        small_engine.model.generation_config.max_new_tokens = small_engine.settings.sampling.max_new_tokens
+    assert (cut.finish_reason, cut.response_tokens) == ("length", 12)
+
+
+@pytest.mark.model
+def test_no_prompts_no_batches(small_engine: TransformersEngine) -> None:
+    assert list(small_engine.generate([])) == []
