@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     run_seed: int = Field(0, ge=0, description="Base of every row's sampling seed")
     max_attempts: int = Field(3, ge=1, le=20, description="Tries per prompt before a row is given up")
     batch_size: int = Field(32, ge=1, description="Rows generated at once on a CPU")
+    cpu_threads: int = Field(
+        0, ge=0, description="CPU threads of the engine; 0: the cores given, in the embedded profile less one"
+    )
     shards: int = Field(0, ge=0, le=64, description="Generation tasks per mode; 0: one per GPU, at least one")
     fake_faults: str = Field(
         "", description="Faults of the fake engine, as 'fault:share,...' (empty, think, tag, length, refusal, crash)"

@@ -202,13 +202,13 @@ def verify_release(
 ) -> Manifest:
     """Read a release back and hold it against its manifest.
 
-    Every file is read whole for its hash, and its modes and responses are looked at row by row; then `datasets` opens
-    the release. Audio is not decoded.
+    Every file is read whole for its hash, its modes and responses are looked at row by row, and `datasets` opens the
+    release. Audio is not decoded.
 
     Args:
         release: Its folder.
         scratch: Folder for a temporary folder that `datasets` may fill; None takes the system's.
-        already_hashed: Paths of files, as the manifest lists them, whose hash was compared a moment ago.
+        already_hashed: Files, by their paths in the manifest, that were read back for their hash a moment ago.
 
     Returns:
         The manifest.
@@ -255,16 +255,19 @@ def _verify_source(release: Path, name: str, source: SourceEntry) -> None:
         file = pq.ParquetFile(release / entry.path)
         if not file.schema_arrow.equals(PUBLISHED_SCHEMA, check_metadata=True):
             raise ReleaseError(f"{release.name}: {entry.path} has another schema:\n{file.schema_arrow}")
-        if file.metadata.num_rows != entry.rows:
-            raise ReleaseError(f"{release.name}: {entry.path} has {file.metadata.num_rows} rows, not {entry.rows}")
+        rows, size = file.metadata.num_rows, (release / entry.path).stat().st_size
+        if (rows, size) != (entry.rows, entry.bytes):
+            raise ReleaseError(
+                f"{release.name}: {entry.path} has {rows} rows in {size} bytes, not {entry.rows} in {entry.bytes}"
+            )
         for group in range(file.num_row_groups):
-            rows = file.read_row_group(group, columns=["mode", "sift_response", "source_dataset"])
-            empty = pc.sum(pc.equal(pc.fill_null(rows["sift_response"], ""), "")).as_py()
+            records = file.read_row_group(group, columns=["mode", "sift_response", "source_dataset"])
+            empty = pc.sum(pc.equal(pc.fill_null(records["sift_response"], ""), "")).as_py()
             if empty:
                 raise ReleaseError(f"{release.name}: {entry.path} has {empty} rows without a response")
-            if not pc.all(pc.equal(rows["source_dataset"], name), min_count=0).as_py():
+            if not pc.all(pc.equal(records["source_dataset"], name), min_count=0).as_py():
                 raise ReleaseError(f"{release.name}: {entry.path} holds rows of other sources")
-            rows_by_mode.update(_counts(rows["mode"]))
+            rows_by_mode.update(_counts(records["mode"]))
     if rows_by_mode != source.rows_by_mode or rows_by_mode.total() != source.rows:
         raise ReleaseError(f"{release.name}: {name} holds the rows {dict(rows_by_mode)}, not {source.rows_by_mode}")
 
@@ -329,9 +332,15 @@ def _build(
         manifest = _manifest(plan, entries)
         write_manifest(building, manifest)
         (building / CARD_NAME).write_text(build_card(plan, manifest), encoding="utf-8")
-        # What was linked is the very file that was just hashed; what had to be copied is read again.
-        linked = {file.path for file in manifest.files if (building / file.path).stat().st_nlink > 1}
-        verify_release(building, scratch=building, already_hashed=linked)
+        # A new file was read back for its hash behind its writer, a linked one before it was linked. Hashing them again
+        # would read the same page cache. What had to be copied was hashed elsewhere, so it is read here.
+        copied = {
+            file.path
+            for name in reused
+            for file in entries[name].files
+            if not (building / file.path).samefile(releases_dir / LATEST / file.path)
+        }
+        verify_release(building, scratch=building, already_hashed={file.path for file in manifest.files} - copied)
         _sync_tree(building)
         building.rename(promoted)
     except BaseException:  # a task that is told to stop raises no Exception

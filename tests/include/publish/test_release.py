@@ -152,6 +152,21 @@ def test_files_are_copied_where_they_cannot_be_linked(world: World, monkeypatch:
 
 
 @pytest.mark.usefixtures("unopened")
+def test_a_spoiled_copy_is_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(self: Path, target: Path) -> None:
+        raise OSError("cross-device link")
+
+    first = build(world, "r1")
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    spoil = lambda source, target: target.write_bytes(source.read_bytes()[:-9] + b"123456789")  # noqa: E731
+    monkeypatch.setattr(release.shutil, "copyfile", spoil)
+    with pytest.raises(ReleaseError, match="sha256"):
+        build(world, "r2", meld="other")
+    assert latest_name(world) == "r1"
+    assert verify_release(first.path) == first.manifest
+
+
+@pytest.mark.usefixtures("unopened")
 def test_a_release_is_needed_when_a_source_is_new_changed_or_gone(world: World) -> None:
     manifest = build(world, "r1").manifest
     same = {"ravdess": "unchanged", "meld": "unchanged"}
