@@ -17,6 +17,7 @@ from include.local.model import ensure_small_model
 from include.settings import EMBEDDED_MODEL, Settings
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
 
 
 def model_hash_inputs(settings: Settings) -> dict[str, object]:
@@ -107,17 +108,14 @@ def _model_identity(settings: Settings) -> tuple[str, str, str]:
     folder = local_model_dir(settings)
     if folder is not None:
         revision = settings.model_revision
-        files = {name: path for name in _TEMPLATE_FILES if (path := folder / name).is_file()}
+        files = [path if (path := folder / name).is_file() else None for name in _TEMPLATE_FILES]
     else:
         revision = resolve_revision(settings)
-        files = {name: path for name in _TEMPLATE_FILES if (path := _hub_file(settings, name, revision))}
-    template = template_in(*(files.get(name) for name in _TEMPLATE_FILES))
+        files = [_hub_file(settings, name, revision) for name in _TEMPLATE_FILES]
+    template = template_in(*files)
     if template is None:
         raise ValueError(f"Model {settings.model_name!r} has no chat template; SIFT_MODEL_NAME must be a chat model")
     return settings.model_name, revision, hashlib.sha256(template.encode()).hexdigest()
-
-
-_TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
 
 
 def _hub_file(settings: Settings, name: str, commit: str) -> Path | None:

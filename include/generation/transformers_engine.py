@@ -66,8 +66,8 @@ class TransformersEngine:
         Raises:
             ValueError: If the model cannot be had, naming it, its revision and what to do.
         """
-        # Threads that wait must sleep, not spin: beside other busy processes (Airflow's own, on two cores) spinning made
-        # generation up to five times slower; alone it gains a tenth. Read once, when torch is imported.
+        # Threads that wait must sleep, not spin: beside other busy processes, as Airflow's own on two cores, spinning
+        # made generation up to five times slower; alone it gains a tenth. Read once, when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -99,7 +99,6 @@ class TransformersEngine:
         # The model's own generation config would fill in what we leave out, e.g. its temperature.
         model.generation_config = GenerationConfig(
             do_sample=False,  # the sampler makes the greedy choice a sample
-            max_new_tokens=self.settings.sampling.max_new_tokens,
             eos_token_id=sorted(self._end_tokens),
             pad_token_id=self.tokenizer.pad_token_id,
         )
@@ -160,6 +159,7 @@ class TransformersEngine:
         )
         sequences = self.model.generate(
             **inputs.to(self.model.device),
+            max_new_tokens=sampling.max_new_tokens,
             logits_processor=[SeededSampler(sampling, [prompt.seed for prompt, _ in rows], width)],
             stopping_criteria=[limit] if sampling.stop_after_sentences else [],
         )

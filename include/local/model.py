@@ -141,11 +141,12 @@ def check_tokenizer(tokenizer: Any) -> None:
         ValueError: If a ChatML marker is not one token, the model would not stop at <|im_end|>, or there is no
             chat template.
     """
-    for marker in ("<|im_start|>", "<|im_end|>"):
+    start, end = "<|im_start|>", "<|im_end|>"
+    for marker in (start, end):
         if len(tokenizer.encode(marker, add_special_tokens=False)) != 1:
             raise ValueError(f"{EMBEDDED_MODEL}: {marker} is not a single token of its tokenizer")
-    if tokenizer.eos_token != "<|im_end|>":
-        raise ValueError(f"{EMBEDDED_MODEL}: its end token is {tokenizer.eos_token!r}, not <|im_end|>")
+    if tokenizer.eos_token != end:
+        raise ValueError(f"{EMBEDDED_MODEL}: its end token is {tokenizer.eos_token!r}, not {end}")
     if not tokenizer.chat_template:
         raise ValueError(f"{EMBEDDED_MODEL}: its tokenizer has no chat template")
 

@@ -337,12 +337,21 @@ class _ClipBuffer:
             pa.binary(), self.count, [None, offsets.buffers()[1], pa.py_buffer(self._data[: self.size])]
         )
         indices = pa.array(index)
-        if len(np.unique(sizes)) < self.count:
-            # Some may be equal, as corpora do repeat clips. A dictionary that repeats a value makes the Parquet writer
-            # give up on it and store every row's bytes.
+        if self._may_repeat(sizes):
+            # A dictionary that repeats a value makes the Parquet writer give up on it and store every row's bytes.
             encoded = clips.dictionary_encode()
             clips, indices = encoded.dictionary, encoded.indices.take(indices)
         return pa.DictionaryArray.from_arrays(indices, clips)
+
+    def _may_repeat(self, sizes: npt.NDArray[np.int64]) -> bool:
+        """Whether clips may be equal, as corpora do repeat clips: same size, same bytes at 64 places.
+
+        Comparing all bytes of every row group would cost a quarter of the writer's time.
+        """
+        starts = np.cumsum(sizes) - sizes
+        places = starts[:, None] + (np.linspace(0, 1, 64) * (sizes[:, None] - 1)).astype(np.int64)
+        samples = np.column_stack([sizes.view(np.uint8).reshape(self.count, -1), self._data[places]])
+        return len(np.unique(samples, axis=0)) < self.count
 
 
 class _RowGroupBuilder:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def test_no_device_is_ever_held_twice(tmp_path: Path) -> None:
     )
     assert len(spans) == 6
     assert {device for device, _, _ in spans} == {"0", "1"}
-    for (device, _, end), (next_device, start, _) in zip(spans, spans[1:], strict=False):
+    for (device, _, end), (next_device, start, _) in pairwise(spans):
         assert device != next_device or end <= start
 
 

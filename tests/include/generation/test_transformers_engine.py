@@ -89,13 +89,12 @@ def test_every_mode_gets_sensible_answers(small_engine: TransformersEngine, make
 
 @pytest.mark.model
 def test_a_row_is_answered_alike_in_any_batch(small_engine: TransformersEngine, make_prompt: MakePrompt) -> None:
-    rows = [make_prompt("sit_ssp", ANGRY, seed=seed, sample=str(seed)) for seed in range(4)]
-    together, alone = answer(small_engine, rows, batch_size=4), answer(small_engine, rows, batch_size=1)
-    assert {key: response.text for key, response in together.items()} == {
-        key: response.text for key, response in alone.items()
-    }
-    twins = [make_prompt("sit_ssp", ANGRY, seed=7, sample=str(sample)) for sample in range(3)]
-    assert len({response.text for response in answer(small_engine, twins).values()}) == 1
+    rows = [make_prompt("sit_ssp", ANGRY, seed=seed, sample=str(seed)) for seed in (0, 1, 1, 2)]
+    rows[2] = make_prompt("sit_ssp", ANGRY, seed=1, sample="twin of 1")
+    together, alone = answer(small_engine, rows, batch_size=4), answer(small_engine, rows[1:2], batch_size=1)
+    assert len({response.text for response in together.values()}) > 1
+    assert together["sit_ssp/ravdess/1"].text == together["sit_ssp/ravdess/twin of 1"].text
+    assert together["sit_ssp/ravdess/1"].text == alone["sit_ssp/ravdess/1"].text
 
 
 @pytest.mark.model
@@ -109,14 +108,10 @@ def test_limits_say_so(small_model_dir: Path, small_engine: TransformersEngine, 
 
     one = limited(stop_after_sentences=1)
     assert one.finish_reason == "sentences"
-    assert one.text == one.text.rstrip()
+    assert one.text == one.text.strip()
     assert one.text.rstrip('"')[-1] in ".!?"
-    small_engine.model.generation_config.max_new_tokens = 12
-    try:
-        cut = limited(stop_after_sentences=2)
-    finally:
-        small_engine.model.generation_config.max_new_tokens = small_engine.settings.sampling.max_new_tokens
-    assert (cut.finish_reason, cut.response_tokens) == ("length", 12)
+    cut = limited(stop_after_sentences=2, max_new_tokens=8)
+    assert (cut.finish_reason, cut.response_tokens) == ("length", 8)
 
 
 @pytest.mark.model
