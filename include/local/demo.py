@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -66,25 +67,32 @@ def run_demo(
     started = time.monotonic()
     chosen = _choose_sources(settings, sources)
     console.print(f"Corpora: {', '.join(chosen)}, from {settings.hub}", soft_wrap=True)
-    with console.status("Preparing the model") as status:
-        if settings.engine == "transformers" and settings.model_name == EMBEDDED_MODEL:
-            from include.local.model import ensure_small_model
-
-            ensure_small_model(settings.models_dir)
-        state = start_stack(settings, port=port, attached=not keep, on_progress=status.update)
-    console.print(f"Airflow is up at [link={state.url}]{state.url}[/link] after {time.monotonic() - started:.0f} s")
     succeeded = False
-    try:
-        with _interruptible():
+    # The model is converted (once) in a process of its own while Airflow starts.
+    with ThreadPoolExecutor(1) as beside, _interruptible():
+        model = beside.submit(_prepare_model, settings)
+        with console.status("Starting") as status:
+            state = start_stack(settings, port=port, attached=not keep, on_progress=status.update)
+        console.print(f"Airflow is up at [link={state.url}]{state.url}[/link] after {time.monotonic() - started:.0f} s")
+        try:
+            with console.status("Preparing the model"):
+                model.result()
             watch = _run(settings, console, state, chosen)
             _summarise(settings, console, state, chosen, watch, time.monotonic() - started)
-        succeeded = True
-    finally:
-        if not (keep and succeeded):
-            with console.status("Stopping Airflow and PostgreSQL"):
-                stop_stack(settings.home)
+            succeeded = True
+        finally:
+            if not (keep and succeeded):
+                with console.status("Stopping Airflow and PostgreSQL"):
+                    stop_stack(settings.home)
     if keep:
         console.print(f"Airflow stays up at [link={state.url}]{state.url}[/link]; stop it with ./sift down")
+
+
+def _prepare_model(settings: Settings) -> None:
+    if settings.engine == "transformers" and settings.model_name == EMBEDDED_MODEL:
+        from include.local.model import ensure_small_model
+
+        ensure_small_model(settings.models_dir)
 
 
 def coverage_table(warehouse: Warehouse, settings: Settings) -> Table:
