@@ -257,7 +257,8 @@ def _why_failed(api: AirflowApi, dag_id: str, run_id: str) -> str:
     reasons = []
     for task in api.tasks(dag_id, run_id):
         if task["state"] == "failed":
-            lines = api.task_log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
+            log = api.task_log(dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
+            lines = [line for line in log if not line.startswith("::")]  # marks that fold the log in the web UI
             reasons.append(f"  task {task['task_id']}:\n    " + "\n    ".join(lines[-8:]))
     return "\n".join(reasons)
 
