@@ -35,12 +35,6 @@ class IncomingLoad:
         copy_in(self._connection, _INCOMING, _INCOMING_COLUMNS, rows.select(list(_INCOMING_COLUMNS)))
 
 
-def find_load(warehouse: Warehouse, load_id: str) -> dict[str, Any] | None:
-    """Return the row of `staging.loads`, or None if that load was not merged yet."""
-    with warehouse.connection() as connection:
-        return connection.execute(statement("find_load"), {"load_id": load_id}).fetchone()
-
-
 def latest_loads(warehouse: Warehouse, source: str | None = None) -> dict[str, dict[str, Any]]:
     """Return the newest load of each source (or of one), by source."""
     with warehouse.connection() as connection:
