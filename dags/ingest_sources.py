@@ -60,6 +60,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
                     run_id=dag_run.run_id,
                     revision=params["revision"],
                     not_after=None if dag_run.run_type == "manual" else dag_run.data_interval_end,
+                    max_rows=ingest.row_limit(recipe, get_settings().max_rows),
                     force=params["force"],
                 )
             except ingest.NothingToLoadError as nothing:
@@ -72,9 +73,12 @@ def ingest_dag(recipe: SourceRecipe) -> None:
 
         @task(outlets=[STAGED[recipe.name]])
         def merge(loads: list[dict], outlet_events=None) -> dict:
-            merged = ingest.merge_groups(recipe, list(loads), warehouse())
+            try:
+                merged = ingest.merge_groups(recipe, list(loads), warehouse())
+            except ingest.NothingToLoadError as overtaken:
+                raise AirflowSkipException(str(overtaken)) from overtaken
             if not ingest.has_changes(merged):
-                log.info("%s", ingest.describe_load(merged, warehouse()))
+                log.info("%s", ingest.describe_load(recipe, merged, warehouse()))
                 raise AirflowSkipException(f"{recipe.name}: nothing changed, so nobody is told")
             outlet_events[STAGED[recipe.name]].extra = {
                 name: merged[name] for name in ("revision", "staged", "changed", "retired")
@@ -83,7 +87,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
 
         @task
         def report(merged: dict) -> None:
-            log.info("%s", ingest.describe_load(merged, warehouse()))
+            log.info("%s", ingest.describe_load(recipe, merged, warehouse()))
 
         report(merge(load.expand(group=resolve_revision())))
 

@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     hub: str = Field(
         "hf://datasets", description="Where corpora are read from: hf://datasets or a folder in the Hub's layout"
     )
+    max_rows: dict[str, int] = Field(
+        default_factory=dict,
+        description='Most rows staged by source, as {"meld": 5000}, instead of the recipe\'s own cap; 0: all',
+    )
     schedules: bool = Field(True, description="Give DAGs their cron schedules; the demo runs without")
 
     engine: Literal["transformers", "fake"] = Field("transformers", description="What runs the model")
@@ -97,7 +101,7 @@ class Settings(BaseSettings):
         "", description="Faults of the fake engine, as 'fault:share,...' (empty, think, tag, length, refusal, crash)"
     )
 
-    daily_at: str = Field("30 4 * * *", description="Cron of the daily generate_and_publish run (UTC)")
+    daily_at: str = Field("30 5 * * *", description="Cron of the daily generate_and_publish run (UTC)")
 
     @model_validator(mode="before")
     @classmethod

@@ -1,10 +1,11 @@
-"""Apply a rule about one label to a whole column, by way of its distinct values."""
+"""Apply a rule about one published value to a whole column, by way of its distinct values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,15 +14,17 @@ from include.normalize.labels import MISSING, UnmappedLabelError
 
 @dataclass(frozen=True)
 class NormalisedColumn:
-    """N canonical values, and the published labels that no table knew.
+    """N canonical values, and what became of the published values that have none.
 
     Attributes:
-        values: N strings or NULLs.
-        unmapped: Published label -> number of rows.
+        values: N canonical values or NULLs.
+        unmapped: Published value that no rule knows -> number of rows.
+        left_out: Published value that is known to have no canonical form -> number of rows.
     """
 
     values: pa.Array
     unmapped: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def map_labels(column: pa.Array, canonical: Callable[[str], str | None]) -> NormalisedColumn:
@@ -32,28 +35,71 @@ def map_labels(column: pa.Array, canonical: Callable[[str], str | None]) -> Norm
         canonical: Maps one stripped, lower-cased label; raises UnmappedLabelError for one it does not know.
 
     Returns:
-        N canonical values, and the counts of what was unknown.
+        N canonical values, and the counts of what has none.
     """
-    text = pc.utf8_lower(pc.utf8_trim_whitespace(column.cast(pa.string())))
-    encoded = pc.dictionary_encode(text)
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
+    encoded = _encoded(column)
+    counts = _counts(encoded)
     mapped: list[str | None] = []
-    unknown: list[str] = []
-    for label in encoded.dictionary.to_pylist():
+    unmapped: dict[str, int] = {}
+    left_out: dict[str, int] = {}
+    for published, rows in zip(encoded.dictionary.to_pylist(), counts, strict=True):
+        label = published.strip().lower()
         value = None
         if label not in MISSING:
             try:
                 value = canonical(label)
             except UnmappedLabelError:
-                unknown.append(label)
+                unmapped[label] = unmapped.get(label, 0) + rows
+            else:
+                if value is None:
+                    left_out[label] = left_out.get(label, 0) + rows
         mapped.append(value)
-    values = pa.array(mapped, pa.string()).take(encoded.indices)
-    return NormalisedColumn(values, _counted(text, unknown))
+    return NormalisedColumn(pa.array(mapped, pa.string()).take(encoded.indices), unmapped, left_out)
 
 
-def _counted(text: pa.Array, labels: list[str]) -> dict[str, int]:
-    if not labels:
-        return {}
-    counts = pc.value_counts(text.filter(pc.is_in(text, value_set=pa.array(labels))))
-    return {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
+def parse_numbers(column: pa.Array, above: float | None = None) -> NormalisedColumn:
+    """Read N measurements, given as numbers or as text.
+
+    Args:
+        column: N numbers; NULL, NaN and spellings of "missing" are missing.
+        above: What a measurement must exceed to be one, if anything.
+
+    Returns:
+        N finite numbers or NULLs, and the counts of what is no measurement: text, infinities, too small numbers.
+    """
+    unmapped: dict[str, int] = {}
+    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+        numbers = column if pa.types.is_floating(column.type) else column.cast(pa.float64())
+    else:
+        encoded = _encoded(column)
+        parsed: list[float | None] = []
+        for published, rows in zip(encoded.dictionary.to_pylist(), _counts(encoded), strict=True):
+            label = published.strip().lower()
+            number = None
+            if label not in MISSING:
+                try:
+                    number = float(label)
+                except ValueError:
+                    unmapped[label] = unmapped.get(label, 0) + rows
+            parsed.append(number)
+        numbers = pa.array(parsed, pa.float64()).take(encoded.indices)
+    usable = pc.is_finite(numbers)
+    if above is not None:
+        usable = pc.and_(usable, pc.greater(numbers, pa.scalar(above, numbers.type)))
+    strange = numbers.filter(pc.and_not(pc.invert(pc.fill_null(usable, True)), pc.is_nan(numbers)))
+    for entry in pc.value_counts(strange).to_pylist():
+        unmapped[str(entry["values"])] = entry["counts"]
+    return NormalisedColumn(pc.if_else(usable, numbers, pa.scalar(None, numbers.type)), unmapped)
+
+
+def _encoded(column: pa.Array) -> pa.DictionaryArray:
+    """N values as text, each distinct one held once; NULL stays NULL."""
+    encoded = pc.dictionary_encode(column.cast(pa.string()))
+    return encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+
+
+def _counts(encoded: pa.DictionaryArray) -> list[int]:
+    """How often each entry of the dictionary occurs, in its order."""
+    indices = encoded.indices.drop_null().to_numpy()
+    counts: list[int] = np.bincount(indices, minlength=len(encoded.dictionary)).tolist()
+    return counts

@@ -7,6 +7,8 @@ canonical form; a value that no table knows raises UnmappedLabelError, so that i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class UnmappedLabelError(ValueError):
     """A published label that no table knows."""
@@ -15,8 +17,8 @@ class UnmappedLabelError(ValueError):
 MISSING = frozenset({"", "nan", "none", "null", "n/a", "na", "unknown", "unk"})
 """Spellings of "no value", after strip and lower; they become NULL without being counted as unmapped."""
 
-# Published spelling -> canonical; where a spelling occurs stands in the corpus's module. "calm" is RAVDESS's eighth
-# class, which the specification's seven do not hold (docs/decisions/0003-labels.md).
+# Published spelling -> canonical, "_" and "-" as blanks. Classes that only one corpus has stand in its module
+# (docs/decisions/0003-labels.md).
 _EMOTIONS: dict[str, str | None] = {
     **dict.fromkeys(("angry", "anger"), "angry"),
     **dict.fromkeys(("happy", "happiness", "joy"), "happy"),
@@ -27,7 +29,6 @@ _EMOTIONS: dict[str, str | None] = {
     "neutral": "neutral",
     **dict.fromkeys(("fear", "fearful"), "fear"),
     **dict.fromkeys(("disgust", "disgusted"), "disgust"),
-    "calm": None,
 }
 
 _GENDERS: dict[str, str | None] = {
@@ -38,7 +39,7 @@ _GENDERS: dict[str, str | None] = {
 }
 
 # Common Voice's decades; "fourties" is the corpus's own spelling.
-_AGES: dict[str, str] = {
+_AGES: dict[str, str | None] = {
     **dict.fromkeys(("teens", "teenager"), "teenager"),
     **dict.fromkeys(("twenties", "thirties", "young adult"), "young adult"),
     **dict.fromkeys(("fourties", "forties", "fifties", "middle age adult"), "middle-age adult"),
@@ -46,17 +47,21 @@ _AGES: dict[str, str] = {
 }
 
 # Upper bounds of the numeric ages, in years (exclusive).
-# Source: the reference generator's age_to_group, with .
+# Source: the reference generator's age_to_group, which has no upper limit; 120 is ours.
 _AGE_BOUNDS = ((18, "teenager"), (40, "young adult"), (60, "middle-age adult"), (120.000001, "senior"))
 
 
-def canonical_emotion(label: str) -> str | None:
+def canonical_emotion(label: str, also: Mapping[str, str | None] | None = None) -> str | None:
     """Map an emotion label to one of the seven.
+
+    Args:
+        label: As published, stripped and lower-cased.
+        also: Classes that only this corpus has -> one of the seven, or None.
 
     Raises:
         UnmappedLabelError: If no table knows it.
     """
-    return _looked_up(_EMOTIONS, label)
+    return _looked_up({**_EMOTIONS, **also} if also else _EMOTIONS, label)
 
 
 def canonical_gender(label: str) -> str | None:
@@ -85,8 +90,8 @@ def canonical_age(label: str) -> str | None:
     raise UnmappedLabelError(label)
 
 
-def _looked_up(table: dict[str, str | None] | dict[str, str], label: str) -> str | None:
-    spelled = label.replace("_", " ").replace("-", " ")
+def _looked_up(table: Mapping[str, str | None], label: str) -> str | None:
+    spelled = " ".join(label.replace("_", " ").replace("-", " ").split())
     if spelled not in table:
         raise UnmappedLabelError(label)
     return table[spelled]

@@ -197,7 +197,7 @@ def _audio_of(
                 f"{source}: {', '.join(sorted(changed)[:3])} changed since it was staged ({len(changed)} files in "
                 f"all); run ingest_{source} first"
             )
-        return audio_reader(corpus)
+        return audio_reader(corpus, RECIPES[source].audio_column)
 
     return audio
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 
@@ -9,10 +10,16 @@ from include.sources.recipe import SourceRecipe
 
 _NOT_SOURCES = {"recipe", "reader"}
 
+
+def _load_recipe(name: str) -> SourceRecipe:
+    module = import_module(f"{__name__}.{name}")
+    recipe: SourceRecipe = module.RECIPE
+    if recipe.name != name:
+        raise ValueError(f"include/sources/{name}.py: RECIPE is named {recipe.name!r}; name it {name!r} as its module")
+    return replace(recipe, card=module.__doc__ or "")
+
+
 RECIPES: dict[str, SourceRecipe] = {
-    module.RECIPE.name: module.RECIPE
-    for module in (
-        import_module(f"{__name__}.{info.name}") for info in iter_modules(__path__) if info.name not in _NOT_SOURCES
-    )
+    info.name: _load_recipe(info.name) for info in iter_modules(__path__) if info.name not in _NOT_SOURCES
 }
 """Recipes by source name, in alphabetical order."""

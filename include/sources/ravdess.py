@@ -13,7 +13,7 @@ transcription "Kids are talking by the door.", emotion neutral, speaking_rate 6.
 Quirks: `fearful` and `surprised` are fear and surprise; `calm` has no place among the specification's seven.
 """
 
-from include.sources.recipe import SourceRecipe, emotion, gender, relative_db, speaking_rate, text
+from include.sources.recipe import SourceRecipe, emotion, gender, relative_db, speaking_rate, text, verbatim
 
 RECIPE = SourceRecipe(
     name="ravdess",
@@ -22,13 +22,15 @@ RECIPE = SourceRecipe(
     key="file",
     fields={
         "text": text("transcription"),
-        "emotion": emotion("emotion"),
+        "emotion": emotion("emotion", also={"calm": None}),
         "gender": gender("gender"),
         "pace": speaking_rate("speaking_rate"),
         "volume": relative_db("relative_db"),
+        "speaker": verbatim("file", r"-(?P<name>\d{2})\.\w+$"),
     },
     licence="CC-BY-NC-SA-4.0",
     redistributable=True,
     url="https://zenodo.org/records/1188976",
+    expected_rows=1_440,
     schedule="10 3 * * 0",
 )

@@ -11,9 +11,10 @@ import json
 import logging
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -24,17 +25,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from include.schema import BadInputError
-from include.sources.recipe import SourceRecipe
+from include.sources.recipe import ColumnKind, SourceRecipe
 
 log = logging.getLogger(__name__)
 
 HF_PREFIX = "hf://datasets"
 BATCH_ROWS = 65_536
+FOOTER_THREADS = 8
 _PARQUET_MAGIC = b"PAR1"
 
 
 class SourceError(BadInputError):
     """A corpus cannot be read as its recipe says; the message names the corpus, the file or column, and what to do."""
+
+
+class SourceUnavailableError(RuntimeError):
+    """A corpus could not be reached just now; trying again may help."""
 
 
 class NoRevisionYetError(SourceError):
@@ -50,12 +56,14 @@ class CorpusFile:
         split: The corpus's split it belongs to.
         size: Bytes.
         blob_id: Identity of its content: the Hub's blob id, or in a folder a hash of size and footer.
+        row_groups: Row groups that are read, ascending; None: all.
     """
 
     path: str
     split: str
     size: int
     blob_id: str
+    row_groups: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ class Corpus:
         location: Folder, or "hf://datasets/<repository>@<commit>".
         revision: Commit, or in a folder a hash of all files' paths, sizes and footers.
         published_at: When the revision was committed (ISO 8601); None for a folder, which is valid at any date.
-        files: All Parquet files of the recipe's splits.
+        files: The Parquet files of the recipe's splits that are read.
+        rows: Rows of all files of those splits, where only some are read; None: all are read.
     """
 
     source: str
@@ -75,6 +84,7 @@ class Corpus:
     revision: str
     published_at: str | None
     files: tuple[CorpusFile, ...]
+    rows: int | None = None
 
 
 def resolve_corpus(
@@ -97,6 +107,51 @@ def resolve_corpus(
     return _resolve_in_folder(recipe, Path(hub))
 
 
+def choose_row_groups(corpus: Corpus, max_rows: int) -> Corpus:
+    """Choose whole row groups by hash, until another one would exceed `max_rows` rows; at least one.
+
+    The order hangs on where a row group stands (split, number of the file, number in the file) and on nothing else: the
+    same rows come every time, a larger limit adds to a smaller one's rows, and publishing reads the audio of the chosen
+    row groups alone. See docs/decisions/0008-caps.md.
+
+    Args:
+        corpus: With all its files.
+        max_rows: Most rows that are read.
+
+    Returns:
+        The corpus with the files and row groups that are read; unchanged if it is not larger than that.
+    """
+
+    def row_counts(file: CorpusFile) -> list[int]:
+        with _open_parquet(corpus, file.path) as parquet:
+            return [parquet.metadata.row_group(index).num_rows for index in range(parquet.metadata.num_row_groups)]
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        counts = list(pool.map(row_counts, corpus.files))
+    total = sum(map(sum, counts))
+    if total <= max_rows:
+        return corpus
+    ordinals: dict[str, int] = {}
+    places = []
+    for number, (file, rows_of_groups) in enumerate(zip(corpus.files, counts, strict=True)):
+        ordinal = ordinals[file.split] = ordinals.get(file.split, -1) + 1
+        for index, rows in enumerate(rows_of_groups):
+            rank = hashlib.sha256(f"{corpus.source}/{file.split}/{ordinal}/{index}".encode()).digest()
+            places.append((rank, number, index, rows))
+    chosen: dict[int, list[int]] = {}
+    taken = 0
+    for _, number, index, rows in sorted(places):
+        if taken and taken + rows > max_rows:
+            break
+        taken += rows
+        chosen.setdefault(number, []).append(index)
+    log.info("%s: %d of %d rows, %d of %d files", corpus.source, taken, total, len(chosen), len(corpus.files))
+    files = tuple(
+        replace(corpus.files[number], row_groups=tuple(sorted(indices))) for number, indices in sorted(chosen.items())
+    )
+    return replace(corpus, files=files, rows=total)
+
+
 def group_files(files: Sequence[CorpusFile], groups: int = 8) -> list[list[CorpusFile]]:
     """Split files into at most `groups` groups of about equal bytes, largest files first.
 
@@ -116,18 +171,19 @@ def read_metadata(corpus: Corpus, file: CorpusFile, recipe: SourceRecipe) -> Ite
     """Read the metadata columns of one file, and where each row lies.
 
     Yields:
-        Tables of at most BATCH_ROWS rows with `recipe.columns` and LOCATION_COLUMNS, in the file's order.
+        Tables of at most BATCH_ROWS rows with the columns of `recipe.kinds` and LOCATION_COLUMNS, in the file's order.
 
     Raises:
         SourceError: If the file cannot be read, or lacks a column or holds another type than the recipe says.
     """
     with _open_parquet(corpus, file.path) as parquet:
         class_names = _check_columns(parquet.schema_arrow, file.path, recipe)
-        sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.metadata.num_row_groups)]
-        group_of_row = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+        groups = list(range(parquet.metadata.num_row_groups)) if file.row_groups is None else list(file.row_groups)
+        sizes = [parquet.metadata.row_group(index).num_rows for index in groups]
+        group_of_row = np.repeat(np.array(groups, np.int32), sizes)
         row_in_group = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.array([], np.int32)])
         start = 0
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, columns=recipe.columns):
+        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=list(recipe.kinds)):
             table = pa.Table.from_batches([batch])
             for name, names in class_names.items():
                 position = table.schema.get_field_index(name)
@@ -266,27 +322,44 @@ def _open_binary(uri: str) -> IO[bytes]:
 
 
 def _check_columns(schema: pa.Schema, path: str, recipe: SourceRecipe) -> dict[str, list[str]]:
-    """Hold a file's columns against the recipe; return the names of the ClassLabel columns' classes."""
+    """Hold a file's columns against the recipe; return the names of the integer label columns' classes."""
     declared = _class_names(schema)
+    fallback = {column: field.class_names for field in recipe.fields.values() for column in field.columns}
     used: dict[str, list[str]] = {}
-    for column, kind in {recipe.key: "text", **{field.column: field.kind for field in recipe.fields.values()}}.items():
-        kind_found = _leaf_type(schema, column)
-        if kind_found is None:
+    for column, kind in recipe.kinds.items():
+        found = _leaf_type(schema, column)
+        if found is None:
             raise SourceError(
                 f"{recipe.name}: {path} has no column {column!r}; it has {schema.names}. The corpus has changed: "
                 f"adapt include/sources/{recipe.name}.py or pin an older revision"
             )
-        text = pa.types.is_string(kind_found) or pa.types.is_large_string(kind_found) or pa.types.is_null(kind_found)
-        number = pa.types.is_integer(kind_found) or pa.types.is_floating(kind_found)
-        if kind == "label" and column in declared and pa.types.is_integer(kind_found):
-            used[column] = declared[column]
-        # Floats given as text are read as numbers where they can be; anything else is drift.
-        elif not {"text": text, "label": text or number, "number": number}[kind]:
+        if not _is_kind(found, kind):
             raise SourceError(
-                f"{recipe.name}: {path} holds {kind_found} in column {column!r} where the recipe expects {kind}. "
+                f"{recipe.name}: {path} holds {found} in column {column!r} where the recipe expects {kind}. "
                 f"The corpus has changed: adapt include/sources/{recipe.name}.py or pin an older revision"
             )
+        names = declared.get(column) or list(fallback.get(column, ()))
+        if kind == "label" and names and pa.types.is_integer(found):
+            used[column] = names
     return used
+
+
+def _is_kind(found: pa.DataType, kind: ColumnKind) -> bool:
+    if pa.types.is_null(found):  # a column without a single value
+        return kind in ("text", "label", "number")
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    text = pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+    number = pa.types.is_integer(found) or pa.types.is_floating(found)
+    listed = pa.types.is_list(found) or pa.types.is_large_list(found)
+    kinds: Mapping[ColumnKind, bool] = {
+        "text": text,
+        "label": text or number,
+        "number": text or number,
+        "flag": pa.types.is_boolean(found),
+        "answers": listed and pa.types.is_struct(found.value_type) and found.value_type.get_field_index("text") >= 0,
+    }
+    return kinds[kind]
 
 
 def _leaf_type(schema: pa.Schema, column: str) -> pa.DataType | None:

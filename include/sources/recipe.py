@@ -2,80 +2,125 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from include.normalize.bins import pace_labels, volume_labels
-from include.normalize.columns import NormalisedColumn, map_labels
+from include.normalize.columns import NormalisedColumn, map_labels, parse_numbers
 from include.normalize.labels import canonical_age, canonical_emotion, canonical_gender
-from include.normalize.text import clean_transcripts, free_text_labels
+from include.normalize.text import clean_answers, clean_transcripts, free_text_labels, verbatim_labels
 from include.schema import LABEL_COLUMNS, STAGED_SCHEMA, Task
 
-CANONICAL_COLUMNS = ("text", *LABEL_COLUMNS, "speaker", "duration")
+CANONICAL_COLUMNS = ("text", *LABEL_COLUMNS, "speaker", "duration", "answer")
 """What a recipe's fields may fill."""
 
 LOCATION_COLUMNS = ("split", "audio_file", "audio_row_group", "audio_row", "blob_id")
 """Columns that the reader adds to every batch: where the row's bytes lie."""
 
+ColumnKind = Literal["text", "label", "number", "flag", "answers"]
+"""What a column of the corpus must hold; another type is schema drift and stops the load. A "label" is text, or
+integers whose names the file declares (ClassLabel); a "number" may be written as text; a "flag" is boolean; "answers"
+is a list of structs with a `text`."""
+
 
 @dataclass(frozen=True)
 class Field:
-    """One column of the corpus and how it is normalised.
+    """One canonical column: the corpus's columns it comes from, and how they are normalised.
 
     Attributes:
-        column: Column name in the Parquet files; "audio.path" names a leaf of a struct.
-        kind: What the column must hold; another type is schema drift and stops the load. A "label" is text, or
-            integers whose names the file declares (ClassLabel).
-        normalise: Maps the column's N values to N canonical ones.
+        columns: Column names in the Parquet files; "audio.path" names a leaf of a struct.
+        kind: What each of them must hold.
+        normalise: Maps the columns' N values to N canonical ones.
+        class_names: Names of integer labels, for a file that declares none; see SourceRecipe.largest_class.
     """
 
-    column: str
-    kind: Literal["text", "label", "number"]
-    normalise: Callable[[pa.Array], NormalisedColumn]
+    columns: tuple[str, ...]
+    kind: ColumnKind
+    normalise: Callable[..., NormalisedColumn]
+    class_names: tuple[str, ...] = ()
 
 
 def text(column: str) -> Field:
     """A transcript."""
-    return Field(column, "text", lambda values: NormalisedColumn(clean_transcripts(values)))
+    return Field((column,), "text", lambda values: NormalisedColumn(clean_transcripts(values)))
 
 
-def emotion(column: str) -> Field:
-    """Emotion labels in the corpus's spelling."""
-    return Field(column, "label", lambda values: map_labels(values, canonical_emotion))
+def emotion(column: str, also: Mapping[str, str | None] | None = None, class_names: tuple[str, ...] = ()) -> Field:
+    """Emotion labels in the corpus's spelling; `also` maps the classes that only this corpus has."""
+    rule = partial(canonical_emotion, also=also)
+    return Field((column,), "label", lambda values: map_labels(values, rule), class_names)
 
 
 def gender(column: str) -> Field:
     """Gender labels in the corpus's spelling."""
-    return Field(column, "label", lambda values: map_labels(values, canonical_gender))
+    return Field((column,), "label", lambda values: map_labels(values, canonical_gender))
 
 
 def age(column: str) -> Field:
     """Ages, in decades or years."""
-    return Field(column, "label", lambda values: map_labels(values, canonical_age))
+    return Field((column,), "label", lambda values: map_labels(values, canonical_age))
 
 
 def accent(column: str) -> Field:
     """Accents: free text, passed through."""
-    return Field(column, "text", lambda values: NormalisedColumn(free_text_labels(values)))
+    return Field((column,), "text", lambda values: NormalisedColumn(free_text_labels(values)))
 
 
 def speaking_rate(column: str) -> Field:
     """Phonetic symbols per second."""
-    return Field(column, "number", lambda values: NormalisedColumn(pace_labels(values)))
+    return Field((column,), "number", pace_labels)
 
 
 def relative_db(column: str) -> Field:
     """Loudness in dB, as the AbstractTTS corpora publish it."""
-    return Field(column, "number", lambda values: NormalisedColumn(volume_labels(values)))
+    return Field((column,), "number", volume_labels)
 
 
-def verbatim(column: str) -> Field:
-    """A value that is kept as it is, stripped (speaker ids)."""
-    return Field(column, "text", lambda values: NormalisedColumn(pc.utf8_trim_whitespace(values.cast(pa.string()))))
+def seconds(column: str) -> Field:
+    """A duration in seconds."""
+    return Field((column,), "number", lambda values: parse_numbers(values, above=0.0))
+
+
+def verbatim(column: str, pattern: str | None = None) -> Field:
+    """A name that is kept as it is, stripped (speakers); with a pattern, its group `name` of it."""
+
+    def names(values: pa.Array) -> NormalisedColumn:
+        values = values.cast(pa.string())
+        if pattern:
+            values = pc.struct_field(pc.extract_regex(values, pattern), "name")
+        return NormalisedColumn(verbatim_labels(values))
+
+    return Field((column,), "text", names)
+
+
+def first_answer(column: str) -> Field:
+    """The text of the first of each row's answers, lower-cased; NULL where there is none."""
+
+    def answers(values: pa.Array) -> NormalisedColumn:
+        # Slices of one element: NULL where the list is empty.
+        first = pc.list_slice(values, 0, 1, return_fixed_size_list=True)
+        return NormalisedColumn(clean_answers(pc.struct_field(pc.list_element(first, 0), "text")))
+
+    return Field((column,), "answers", answers)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Rows that the corpus itself marks as unusable.
+
+    Attributes:
+        reason: What `staging.rejects` says.
+        column: A boolean column of the corpus; true means unusable.
+    """
+
+    reason: str
+    column: str
 
 
 @dataclass(frozen=True)
@@ -84,11 +129,13 @@ class StagedBatch:
 
     Attributes:
         table: N rows of STAGED_SCHEMA and `reject_reason` (NULL for a usable row).
-        unmapped: Canonical column -> published label -> rows.
+        unmapped: Canonical column -> published value that no rule knows -> rows.
+        left_out: Canonical column -> published value that is known to have no canonical form -> rows.
     """
 
     table: pa.Table
     unmapped: dict[str, dict[str, int]]
+    left_out: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +147,8 @@ class SourceRecipe:
         title: What people call it.
         repository: Dataset repository on the Hub.
         config: Configuration of the repository.
-        splits: The corpus's own splits that are read.
+        splits: The corpus's own splits that are read. Its validation and test splits are not: people measure on them.
+        data_files: Split -> patterns of its Parquet files, for a repository whose card does not name them.
         branch: Branch that a run follows; it resolves it to a commit and records that.
         url: Where the corpus comes from.
         licence: Licence as its owners state it.
@@ -108,9 +156,16 @@ class SourceRecipe:
         language: ISO 639-1.
         task: What its samples are for.
         key: Column that names a row, the same in every revision of the corpus.
-        fields: Canonical column -> Field; `text` is required.
+        audio_column: Column with the clips, struct{bytes, path}.
+        fields: Canonical column -> Field; `text` is required, and `answer` for the task "answer".
+        reject_if: Rows that the corpus itself marks as unusable.
+        expected_rows: Rows of `splits`, as the corpus's card says; a load that finds another number warns.
+        max_rows: Most rows that are staged, chosen by hash; None: all. The setting `max_rows` overrides it.
+        largest_class: Canonical column -> label that must be its most frequent one, where that is known of the corpus:
+            it shows integer labels that were read in the wrong order.
         schedule: Cron of the refresh, UTC.
         max_reject_share: Share of unusable rows above which a load fails before anything is merged.
+        card: Markdown that describes the corpus: its module's docstring, set by the registry.
     """
 
     name: str
@@ -123,34 +178,50 @@ class SourceRecipe:
     url: str
     config: str = "default"
     splits: tuple[str, ...] = ("train",)
+    data_files: Mapping[str, tuple[str, ...]] | None = None
     branch: str = "main"
     language: str = "en"
     task: Task = "sift"
+    audio_column: str = "audio"
+    reject_if: tuple[Rejection, ...] = ()
+    expected_rows: int | None = None
+    max_rows: int | None = None
+    largest_class: Mapping[str, str] | None = None
     schedule: str = "0 3 * * 0"
     max_reject_share: float = 0.1
+    card: str = ""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.fields) - set(CANONICAL_COLUMNS))
         if unknown:
             raise ValueError(f"recipe {self.name}: fields {unknown} are not among {CANONICAL_COLUMNS}")
-        if "text" not in self.fields:
-            raise ValueError(f"recipe {self.name}: fields must hold 'text'")
+        needed = ("text", "answer") if self.task == "answer" else ("text",)
+        for column in needed:
+            if column not in self.fields:
+                raise ValueError(f"recipe {self.name}: fields must hold '{column}'")
 
     @property
-    def columns(self) -> list[str]:
-        """Columns of the corpus that are read, without repeats; audio bytes are never among them."""
-        return list(dict.fromkeys([self.key, *(field.column for field in self.fields.values())]))
+    def kinds(self) -> dict[str, ColumnKind]:
+        """Columns of the corpus that are read, with what each must hold; audio bytes are never among them."""
+        kinds: dict[str, ColumnKind] = {self.key: "text"}
+        for field in self.fields.values():
+            kinds.update(dict.fromkeys(field.columns, field.kind))
+        kinds.update({rejection.column: "flag" for rejection in self.reject_if})
+        return kinds
 
     def stage(self, batch: pa.Table) -> StagedBatch:
         """Normalise N published rows.
 
         Args:
-            batch: N rows with `columns` and LOCATION_COLUMNS.
+            batch: N rows with the columns of `kinds` and LOCATION_COLUMNS.
 
         Returns:
-            N rows in the same order, unusable ones with their `reject_reason`, and the labels no table knew.
+            N rows in the same order, unusable ones with their `reject_reason`, and the values no rule knew.
         """
-        normalised = {name: field.normalise(_flat(batch, field.column)) for name, field in self.fields.items()}
+        normalised = {
+            name: field.normalise(*(_flat(batch, column) for column in field.columns))
+            for name, field in self.fields.items()
+        }
         key = pc.utf8_trim_whitespace(_flat(batch, self.key).cast(pa.string()))
         has_key = pc.fill_null(pc.not_equal(key, ""), False)
         columns: dict[str, pa.Array] = {
@@ -165,11 +236,13 @@ class SourceRecipe:
             **{name: column.values for name, column in normalised.items()},
             **{name: _flat(batch, name) for name in LOCATION_COLUMNS},
         }
-        reason = pc.if_else(
-            has_key,
-            pc.if_else(pc.is_valid(columns["text"]), pa.scalar(None, pa.string()), pa.scalar("empty text")),
-            pa.scalar("missing key"),
-        )
+        faults = [("missing key", pc.invert(has_key))]
+        faults += [(fault.reason, pc.fill_null(_flat(batch, fault.column), False)) for fault in self.reject_if]
+        faults += [("empty text", pc.is_null(columns["text"]))]
+        if self.task == "answer":
+            faults += [("empty answer", pc.is_null(columns["answer"]))]
+        masks, reasons = [mask for _, mask in faults], [pa.scalar(reason) for reason, _ in faults]
+        reason = pc.case_when(pc.make_struct(*masks), *reasons)
         staged = [
             columns[column.name].cast(column.type) if column.name in columns else pa.nulls(len(batch), column.type)
             for column in STAGED_SCHEMA
@@ -177,21 +250,37 @@ class SourceRecipe:
         table = pa.Table.from_arrays(
             [*staged, reason], schema=STAGED_SCHEMA.append(pa.field("reject_reason", pa.string()))
         )
-        return StagedBatch(table, {name: column.unmapped for name, column in normalised.items() if column.unmapped})
+        return StagedBatch(
+            table,
+            {name: column.unmapped for name, column in normalised.items() if column.unmapped},
+            {name: column.left_out for name, column in normalised.items() if column.left_out},
+        )
 
     def _raw_labels(self, batch: pa.Table) -> pa.Array:
         """N JSON objects: the label columns as published."""
-        labels = {
-            field.column: _flat(batch, field.column) for name, field in self.fields.items() if name in LABEL_COLUMNS
-        }
-        if not labels:
+        names = dict.fromkeys(
+            column for name, field in self.fields.items() if name in LABEL_COLUMNS for column in field.columns
+        )
+        if not names:
             return pa.repeat(pa.scalar("{}"), len(batch))
-        import pandas as pd  # here, because DAG files import the recipes and must parse fast
+        parts: list[pa.Array] = []
+        for number, name in enumerate(names):
+            parts += [pa.scalar(f"{', ' if number else '{'}{json.dumps(name)}: "), _json_values(_flat(batch, name))]
+        return pc.binary_join_element_wise(*parts, pa.scalar("}"), pa.scalar(""))
 
-        frame = pd.DataFrame({name: values.to_pandas() for name, values in labels.items()})
-        lines = frame.to_json(orient="records", lines=True, force_ascii=False).splitlines()
-        # PostgreSQL's jsonb cannot hold NUL.
-        return pc.replace_substring(pa.array(lines, pa.string()), "\\u0000", "")
+
+def _json_values(column: pa.Array) -> pa.Array:
+    """N values written as JSON: numbers, strings, or null."""
+    written = column.cast(pa.string())
+    if pa.types.is_floating(column.type):
+        # JSON has no NaN and no infinities.
+        return pc.fill_null(pc.if_else(pc.is_finite(column), written, pa.scalar("null")), "null")
+    if pa.types.is_integer(column.type):
+        return pc.fill_null(written, "null")
+    encoded = pc.dictionary_encode(written)
+    # PostgreSQL's jsonb cannot hold NUL.
+    quoted = [json.dumps(value.replace("\0", ""), ensure_ascii=False) for value in encoded.dictionary.to_pylist()]
+    return pc.fill_null(pa.array(quoted, pa.string()).take(encoded.indices), "null")
 
 
 def _flat(batch: pa.Table, name: str) -> pa.Array:

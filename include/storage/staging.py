@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,10 @@ _INCOMING_COLUMNS = ("load_id", "file_group", *STAGED_SCHEMA.names, "reject_reas
 
 class MergeRefusedError(BadInputError):
     """A load must not be merged; the message says why. Nothing was changed."""
+
+
+class OlderRevisionError(ValueError):
+    """A newer revision was staged while this load was under way. Nothing was changed."""
 
 
 class IncomingLoad:
@@ -59,6 +64,8 @@ def merge_load(
     rows_by_group: Mapping[int, int],
     unmapped: Mapping[str, Mapping[str, int]],
     max_reject_share: float,
+    largest_class: Mapping[str, str],
+    force: bool = False,
 ) -> dict[str, Any]:
     """Make the source's samples equal to a load, in one transaction; running it again returns the same load.
 
@@ -72,12 +79,15 @@ def merge_load(
         rows_by_group: Rows that each group of files reported; all must be there.
         unmapped: Canonical column -> published label -> rows.
         max_reject_share: Share of rejected rows above which nothing is merged.
+        largest_class: Canonical column -> label that must be its most frequent one.
+        force: Merge even an older revision than what is staged.
 
     Returns:
         The row of `staging.loads`.
 
     Raises:
-        MergeRefusedError: If rows are missing, none came, or too many were rejected.
+        MergeRefusedError: If rows are missing, none came, too many were rejected, or another label is most frequent.
+        OlderRevisionError: If a newer revision was merged since this one was chosen.
     """
     started = time.monotonic()
     partition = f"samples_{source}"
@@ -87,6 +97,9 @@ def merge_load(
         done = connection.execute(statement("find_load"), {"load_id": load_id}).fetchone()
         if done:
             return done
+        latest = connection.execute(statement("latest_loads"), {"source": source}).fetchone()
+        if latest and not force and _is_older(published_at, latest["published_at"]):
+            raise OlderRevisionError(f"{source}: revision {latest['revision'][:12]} was staged meanwhile, and is newer")
         _check_complete(connection, load_id, source, rows_by_group)
         connection.execute(statement("reject_duplicates"), {"load_id": load_id})
         rejects = connection.execute(statement("count_rejects"), {"load_id": load_id}).fetchall()
@@ -98,6 +111,7 @@ def merge_load(
                 f"{max_reject_share:.0%}; nothing was merged. Look at the corpus, or raise max_reject_share in "
                 f"include/sources/{source}.py"
             )
+        _check_largest(connection, load_id, source, largest_class)
         connection.execute(
             sql.SQL("create table if not exists {} partition of staging.samples for values in ({})").format(
                 sql.Identifier("staging", partition), sql.Literal(source)
@@ -149,6 +163,23 @@ def _check_complete(connection: Any, load_id: str, source: str, rows_by_group: M
         )
     if not sum(rows_by_group.values()):
         raise MergeRefusedError(f"{source}: the corpus holds no rows; nothing was merged")
+
+
+def _check_largest(connection: Any, load_id: str, source: str, largest_class: Mapping[str, str]) -> None:
+    for column, label in largest_class.items():
+        query = sql.SQL(statement("count_incoming_labels").as_string()).format(column=sql.Identifier(column))
+        counts = connection.execute(query, {"load_id": load_id}).fetchall()
+        if counts and label not in [row["label"] for row in counts if row["rows"] == counts[0]["rows"]]:
+            shown = ", ".join(f"{row['label']} {row['rows']}" for row in counts)
+            raise MergeRefusedError(
+                f"{source}: {label!r} should be the most frequent {column}, but there are {shown}; nothing was merged. "
+                "Integer labels read in the wrong order look like this: hold the names that the files declare, or the "
+                f"class_names of include/sources/{source}.py, against the corpus"
+            )
+
+
+def _is_older(published_at: str | None, than: datetime | None) -> bool:
+    return bool(published_at and than and datetime.fromisoformat(published_at) < than)
 
 
 def list_rejects(warehouse: Warehouse, source: str, most: int = 20) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from tests.include.sources.corpus_files import TOY, toy_row, write_corpus
 
 @pytest.fixture(autouse=True)
 def toy_recipe_has_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe: "code")
+    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe, max_rows: f"code {max_rows}")
 
 
 def run(hub: Path, warehouse: Warehouse, run_id: str, **options: Any) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_changed_normalising_code_stages_the_same_revision_again(
 ) -> None:
     write_corpus(tmp_path, [toy_row(1)])
     run(tmp_path, warehouse, "1")
-    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe: "other code")
+    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe, max_rows: "other code")
     assert run(tmp_path, warehouse, "2")["unchanged"] == 1
 
 
@@ -146,9 +146,9 @@ def test_a_failing_file_leaves_nothing_of_its_group(tmp_path: Path, warehouse: W
 
 def test_the_report_shows_what_no_table_knows(tmp_path: Path, warehouse: Warehouse) -> None:
     write_corpus(tmp_path, [toy_row(1, emotion="hangry"), toy_row(2), toy_row(3, transcription="")])
-    text = ingest.describe_load(run(tmp_path, warehouse, "1"), warehouse)
+    text = ingest.describe_load(TOY, run(tmp_path, warehouse, "1"), warehouse)
     assert "3 rows read = 2 new + 0 changed + 0 unchanged (0 of them moved) + 1 rejected; 0 retired" in text
-    assert "WARNING emotion: no table knows 'hangry' 1" in text
+    assert "WARNING emotion: no rule knows 'hangry' 1" in text
     assert "rejected: 1 x empty text" in text
     assert query(warehouse, "select field, raw_value, count from staging.unmapped_labels") == [
         {"field": "emotion", "raw_value": "hangry", "count": 1}

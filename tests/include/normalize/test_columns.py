@@ -10,9 +10,10 @@ from include.normalize.labels import canonical_age, canonical_emotion
 
 def test_missing_is_not_unmapped_and_unknown_is_counted() -> None:
     column = pa.array([" Happy", "NaN", "", None, "unknown", "hangry", "hangry", "Calm"])
-    result = map_labels(column, canonical_emotion)
+    result = map_labels(column, lambda label: canonical_emotion(label, also={"calm": None}))
     assert result.values.to_pylist() == ["happy", None, None, None, None, None, None, None]
     assert result.unmapped == {"hangry": 2}
+    assert result.left_out == {"calm": 1}
 
 
 def test_numbers_are_labels_too() -> None:

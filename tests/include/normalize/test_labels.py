@@ -23,15 +23,21 @@ from include.schema import AGE_GROUPS, EMOTIONS, GENDERS
         ("disgusted", "disgust"),
         ("sadness", "sad"),
         ("neutral", "neutral"),
-        ("calm", None),
+        ("pleasant - surprise", "surprise"),
     ],
 )
-def test_emotions(published: str, canonical: str | None) -> None:
+def test_emotions(published: str, canonical: str) -> None:
     assert canonical_emotion(published) == canonical
-    assert canonical is None or canonical in EMOTIONS
+    assert canonical in EMOTIONS
 
 
-@pytest.mark.parametrize("published", ["hangry", "7", "-1", "other"])
+def test_a_corpus_may_add_classes_of_its_own() -> None:
+    assert canonical_emotion("calm", also={"calm": None}) is None
+    assert canonical_emotion("excited", also={"excited": "happy"}) == "happy"
+    assert canonical_emotion("joy", also={"excited": "happy"}) == "happy"
+
+
+@pytest.mark.parametrize("published", ["hangry", "7", "-1", "other", "calm", "true"])
 def test_unknown_emotions_are_unmapped(published: str) -> None:
     with pytest.raises(UnmappedLabelError):
         canonical_emotion(published)

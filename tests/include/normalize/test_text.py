@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from include.normalize.text import clean_transcripts, free_text_labels
+from include.normalize.text import clean_answers, clean_transcripts, free_text_labels, verbatim_labels
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,29 @@ def test_transcripts_are_cleaned(published: str, clean: str) -> None:
     assert clean_transcripts(pa.array([published])).to_pylist() == [clean]
 
 
-@pytest.mark.parametrize("published", [None, "", "   ", "[laughter]", "<text></text>", "...", "\x00"])
+@pytest.mark.parametrize("published", [None, "", "   ", "[laughter]", "<text></text>", "...", "\x00", "NaN", "<NA>"])
 def test_empty_transcripts_become_null(published: str | None) -> None:
     assert clean_transcripts(pa.array([published], pa.string())).to_pylist() == [None]
+
+
+def test_words_that_mean_missing_elsewhere_are_words_in_a_transcript() -> None:
+    assert clean_transcripts(pa.array(["None.", "unknown", "None"])).to_pylist() == ["none.", "unknown", "none"]
+
+
+def test_clean_rows_and_others_keep_their_places() -> None:
+    column = pa.array(["One", None, "[x] Two", "THREE", " ", "<b>Four</b>"])
+    assert clean_transcripts(column).to_pylist() == ["one", None, "two", "three", None, "four"]
+
+
+def test_answers_may_be_any_word() -> None:
+    column = pa.array([" The  Mayor ", "None", "", None, "unknown"])
+    assert clean_answers(column).to_pylist() == ["the mayor", "none", None, None, "unknown"]
+
+
+def test_missing_speakers_and_accents_are_null() -> None:
+    column = pa.array(["nan", "Unknown", " ", None, "FEE042 "])
+    assert verbatim_labels(column).to_pylist() == [None, None, None, None, "FEE042"]
+    assert free_text_labels(column).to_pylist() == [None, None, None, None, "fee042"]
 
 
 def test_accents_are_passed_through() -> None:

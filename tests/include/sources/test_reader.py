@@ -71,9 +71,9 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
 
 def test_a_column_of_another_type_is_named(tmp_path: Path) -> None:
     position = TOY_SCHEMA.get_field_index("speaking_rate")
-    schema = TOY_SCHEMA.set(position, pa.field("speaking_rate", pa.string()))
-    write_corpus(tmp_path, [toy_row(1, speaking_rate="fast")], schema=schema)
-    with pytest.raises(SourceError, match=r"holds string in column 'speaking_rate' where the recipe expects number"):
+    schema = TOY_SCHEMA.set(position, pa.field("speaking_rate", pa.bool_()))
+    write_corpus(tmp_path, [toy_row(1, speaking_rate=True)], schema=schema)
+    with pytest.raises(SourceError, match=r"holds bool in column 'speaking_rate' where the recipe expects number"):
         read_all(tmp_path)
 
 
