@@ -212,17 +212,15 @@ def lint() -> None:
 @app.command()
 def bench(name: Annotated[str | None, typer.Argument(help="For example parse; none lists them")] = None) -> None:
     """Run a benchmark: prints a table and writes .sift/bench/<name>.json."""
-    found = {
-        file.stem.removeprefix("bench_"): file for file in sorted((PROJECT_ROOT / "benchmarks").glob("bench_*.py"))
-    }
+    found = [file.stem for file in sorted((PROJECT_ROOT / "benchmarks").glob("[!_]*.py"))]
     if name is None:
         console.print("\n".join(found))
         return
     if name not in found:
         raise ValueError(f"there is no benchmark {name}; there are {', '.join(found)}")
     _embedded_settings()
-    code = subprocess.run([sys.executable, str(found[name])], cwd=PROJECT_ROOT, check=False).returncode
-    raise typer.Exit(code)
+    command = [sys.executable, "-m", f"benchmarks.{name}"]
+    raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, check=False).returncode)
 
 
 def main() -> None:

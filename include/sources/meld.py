@@ -11,9 +11,9 @@ A row: audio.path dia874_utt7.flac, text "Do I Rach?", emotion 5 (of anger, disg
 surprise).
 
 Quirks: emotions are integers, and copies of MELD number them in different orders. The file's own ClassLabel names
-count; without them the alphabetical order is tried. Either way `neutral` must come out as the largest class, or nothing
-is merged. Curly quotes; clips from 0.06 s to 305 s; the row's only name is its audio file's. The official train, dev and
-test parts are one split here, so its test clips are among them.
+count; without them the alphabetical order is tried. Either way `neutral` must come out as the largest class, or
+nothing is merged. Curly quotes; clips from 0.06 s to 305 s; the row's only name is its audio file's. The official
+train, dev and test parts are one split here, so its test clips are among them.
 """
 
 from include.sources.recipe import SourceRecipe, emotion, text

@@ -12,14 +12,14 @@ A row: file MSP-PODCAST_0001_0008.wav, gender male, major_emotion neutral, speak
 transcription in lower case with punctuation.
 
 Quirks: nine of the sixteen classes are outside the specification's seven (below); transcripts hold marks such as
-[inaudible 00:01:02], [crosstalk ...] or [Tom 00:02:24], some hold nothing else, some are NULL; some genders are Unknown.
+[inaudible 00:01:02], [crosstalk ...] or [Tom 00:02:24], some hold nothing else, some are NULL; gender may be Unknown.
 """
 
 from include.sources.recipe import SourceRecipe, emotion, gender, relative_db, speaking_rate, text
 
-# A shade goes to the class above it in the tree of P. Shaver et al., "Emotion knowledge" (1987): amusement and excitement
-# under joy, irritation and exasperation under anger, disappointment and depression under sadness. Contempt, concern and
-# confusion belong to none of the seven. See docs/decisions/0003-labels.md.
+# A shade goes to the class above it in the tree of P. Shaver et al., "Emotion knowledge" (1987): amusement and
+# excitement under joy, irritation and exasperation under anger, disappointment and depression under sadness. Contempt,
+# concern and confusion belong to none of the seven. See docs/decisions/0003-labels.md.
 SHADES = {
     "amused": "happy",
     "excited": "happy",

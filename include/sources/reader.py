@@ -30,7 +30,7 @@ from include.sources.recipe import ColumnKind, SourceRecipe
 log = logging.getLogger(__name__)
 
 HF_PREFIX = "hf://datasets"
-BATCH_ROWS = 65_536
+BATCH_ROWS = 16_384
 FOOTER_THREADS = 8
 _PARQUET_MAGIC = b"PAR1"
 
@@ -100,6 +100,7 @@ def resolve_corpus(
 
     Raises:
         SourceError: If the corpus, its configuration or a split is not there, or a file is not Parquet.
+        SourceUnavailableError: If it cannot be reached just now.
         NoRevisionYetError: If every revision is younger than `not_after`.
     """
     if hub.startswith(HF_PREFIX):
@@ -175,6 +176,7 @@ def read_metadata(corpus: Corpus, file: CorpusFile, recipe: SourceRecipe) -> Ite
 
     Raises:
         SourceError: If the file cannot be read, or lacks a column or holds another type than the recipe says.
+        SourceUnavailableError: If it cannot be reached just now.
     """
     with _open_parquet(corpus, file.path) as parquet:
         class_names = _check_columns(parquet.schema_arrow, file.path, recipe)
@@ -237,46 +239,40 @@ def _resolve_in_folder(recipe: SourceRecipe, hub: Path) -> Corpus:
 
 def _resolve_on_hub(recipe: SourceRecipe, revision: str | None, not_after: datetime | None) -> Corpus:
     from huggingface_hub import HfApi, RepoFile
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    api = HfApi()
-    try:
-        commits = api.list_repo_commits(recipe.repository, repo_type="dataset", revision=revision or recipe.branch)
-    except (RepositoryNotFoundError, RevisionNotFoundError, HfHubHTTPError, OSError) as error:
-        raise SourceError(
-            f"{recipe.name}: cannot list revisions of dataset {recipe.repository}@{revision or recipe.branch}: "
-            f"{error}. Check the network, HF_ENDPOINT and HF_TOKEN, or read a local mirror with SIFT_HUB"
-        ) from error
-    # Newest first. The commit asked for is the first one.
-    chosen = next((c for c in commits if not_after is None or c.created_at <= not_after), None)
-    if chosen is None:
-        raise NoRevisionYetError(f"{recipe.name}: {recipe.repository} has no revision as old as {not_after}")
-    location = f"{HF_PREFIX}/{recipe.repository}@{chosen.commit_id}"
-    split_of = {
-        path.removeprefix(f"{location}/"): split
-        for split, path in _data_files(recipe, recipe.repository, revision=chosen.commit_id)
-    }
-    infos = api.get_paths_info(recipe.repository, list(split_of), revision=chosen.commit_id, repo_type="dataset")
-    files = tuple(
-        CorpusFile(info.path, split_of[info.path], info.size, info.lfs.sha256 if info.lfs else info.blob_id)
-        for info in sorted(infos, key=lambda info: info.path)
-        if isinstance(info, RepoFile)
-    )
+    api, wanted = HfApi(), revision or recipe.branch
+    with _named_errors(f"{recipe.name}: cannot list {recipe.repository}@{wanted} (private? then set HF_TOKEN)"):
+        commits = api.list_repo_commits(recipe.repository, repo_type="dataset", revision=wanted)
+        # Newest first. The commit asked for is the first one.
+        chosen = next((c for c in commits if not_after is None or c.created_at <= not_after), None)
+        if chosen is None:
+            raise NoRevisionYetError(f"{recipe.name}: {recipe.repository} has no revision as old as {not_after}")
+        location = f"{HF_PREFIX}/{recipe.repository}@{chosen.commit_id}"
+        split_of = {
+            path.removeprefix(f"{location}/"): split
+            for split, path in _data_files(recipe, recipe.repository, revision=chosen.commit_id)
+        }
+        tree = api.list_repo_tree(recipe.repository, recursive=True, revision=chosen.commit_id, repo_type="dataset")
+        files = tuple(
+            CorpusFile(info.path, split_of[info.path], info.size, info.lfs.sha256 if info.lfs else info.blob_id)
+            for info in sorted(tree, key=lambda info: info.path)
+            if isinstance(info, RepoFile) and info.path in split_of
+        )
     return Corpus(recipe.name, location, chosen.commit_id, chosen.created_at.isoformat(), files)
 
 
 def _data_files(recipe: SourceRecipe, path: str, revision: str | None = None) -> list[tuple[str, str]]:
     """Let `datasets` resolve the recipe's configuration: (split, file) pairs of its splits."""
     from datasets import load_dataset_builder
-    from datasets.exceptions import DatasetNotFoundError
 
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            builder = load_dataset_builder(path, recipe.config, revision=revision, cache_dir=cache)
-        except (DatasetNotFoundError, FileNotFoundError, ValueError) as error:
-            raise SourceError(
-                f"{recipe.name}: {recipe.repository}, configuration {recipe.config!r}, cannot be resolved: {error}"
-            ) from error
+    # Without a card that names them there are no configurations: the patterns say all.
+    patterns = {split: list(names) for split, names in (recipe.data_files or {}).items()}
+    config = None if patterns else recipe.config
+    with (
+        _named_errors(f"{recipe.name}: {recipe.repository}, configuration {recipe.config!r}, cannot be resolved"),
+        tempfile.TemporaryDirectory() as cache,
+    ):
+        builder = load_dataset_builder(path, config, data_files=patterns or None, revision=revision, cache_dir=cache)
     by_split = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
     missing = [split for split in recipe.splits if not by_split.get(split)]
     if missing:
@@ -284,6 +280,42 @@ def _data_files(recipe: SourceRecipe, path: str, revision: str | None = None) ->
             f"{recipe.name}: {recipe.repository} has no files for split {', '.join(missing)}; it has {sorted(by_split)}"
         )
     return [(split, file) for split in recipe.splits for file in by_split[split]]
+
+
+@contextmanager
+def _named_errors(what: str) -> Iterator[None]:
+    """Say what could not be done, and whether trying again may help.
+
+    Raises:
+        SourceUnavailableError: If the network or the server failed.
+        SourceError: If the answer will be the same next time.
+    """
+    import httpx2
+
+    try:
+        yield
+    except SourceError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, httpx2.HTTPError) as error:
+        if any(_is_passing(cause) for cause in _causes(error)):
+            raise SourceUnavailableError(f"{what} just now: {error}. Check the network and HF_ENDPOINT") from error
+        raise SourceError(f"{what}: {error}") from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether an error is of the network or the server, not of what was asked for."""
+    import httpx2
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return status in (408, 429) or status >= 500
+    return isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError)
 
 
 def _footer(path: Path, source: str) -> bytes:
@@ -303,12 +335,12 @@ def _footer(path: Path, source: str) -> bytes:
 
 @contextmanager
 def _open_parquet(corpus: Corpus, path: str) -> Iterator[pq.ParquetFile]:
-    uri = f"{corpus.location}/{path}"
-    try:
-        with _open_binary(uri) as handle, pq.ParquetFile(handle, pre_buffer=True) as parquet:
-            yield parquet
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{corpus.source}: cannot read {path} at {corpus.revision[:12]}: {error}") from error
+    with (
+        _named_errors(f"{corpus.source}: cannot read {path} at {corpus.revision[:12]}"),
+        _open_binary(f"{corpus.location}/{path}") as handle,
+        pq.ParquetFile(handle, pre_buffer=True) as parquet,
+    ):
+        yield parquet
 
 
 def _open_binary(uri: str) -> IO[bytes]:

@@ -94,16 +94,17 @@ def merge_load(
     with warehouse.transaction() as connection:
         # One merge per source at a time; a second attempt waits here and then finds the first one's work.
         connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"merge {source}"])
+        # A million rows are joined and grouped in memory; compiling the plan would take longer than running it.
+        connection.execute("set local work_mem = '256MB'; set local jit = off")
         done = connection.execute(statement("find_load"), {"load_id": load_id}).fetchone()
         if done:
             return done
         latest = connection.execute(statement("latest_loads"), {"source": source}).fetchone()
         if latest and not force and _is_older(published_at, latest["published_at"]):
             raise OlderRevisionError(f"{source}: revision {latest['revision'][:12]} was staged meanwhile, and is newer")
-        _check_complete(connection, load_id, source, rows_by_group)
-        connection.execute(statement("reject_duplicates"), {"load_id": load_id})
-        rejects = connection.execute(statement("count_rejects"), {"load_id": load_id}).fetchall()
-        rejected = {row["reason"]: row["rows"] for row in rejects}
+        rejected = _count_rejects(connection, load_id, source, rows_by_group)
+        if duplicates := connection.execute(statement("reject_duplicates"), {"load_id": load_id}).rowcount:
+            rejected["duplicate key"] = duplicates
         read, unusable = sum(rows_by_group.values()), sum(rejected.values())
         if unusable > max_reject_share * read:
             raise MergeRefusedError(
@@ -120,7 +121,9 @@ def merge_load(
         query = sql.SQL(statement("merge_samples").as_string()).format(partition=sql.Identifier("staging", partition))
         merged = connection.execute(query, {"load_id": load_id, "revision": revision}).fetchall()
         outcomes = {row["outcome"]: row["rows"] for row in merged}
-        connection.execute(statement("replace_rejects"), {"load_id": load_id, "source": source})
+        connection.execute(statement("delete_rejects"), {"source": source})
+        if rejected:
+            connection.execute(statement("insert_rejects"), {"load_id": load_id})
         connection.execute(statement("delete_unmapped_labels"), {"source": source})
         with connection.cursor() as cursor:
             cursor.executemany(
@@ -152,9 +155,15 @@ def merge_load(
         return {**load, "rejected": rejected}
 
 
-def _check_complete(connection: Any, load_id: str, source: str, rows_by_group: Mapping[int, int]) -> None:
+def _count_rejects(connection: Any, load_id: str, source: str, rows_by_group: Mapping[int, int]) -> dict[str, int]:
+    """Rejected rows by reason, once every row that was loaded is there."""
     counted = connection.execute(statement("count_incoming"), {"load_id": load_id}).fetchall()
-    found = {row["file_group"]: row["rows"] for row in counted}
+    found: dict[int, int] = {}
+    rejected: dict[str, int] = {}
+    for row in counted:
+        found[row["file_group"]] = found.get(row["file_group"], 0) + row["rows"]
+        if row["reject_reason"]:
+            rejected[row["reject_reason"]] = rejected.get(row["reject_reason"], 0) + row["rows"]
     lost = {group: (rows, found.get(group, 0)) for group, rows in rows_by_group.items() if rows != found.get(group, 0)}
     if lost:
         raise MergeRefusedError(
@@ -163,6 +172,7 @@ def _check_complete(connection: Any, load_id: str, source: str, rows_by_group: M
         )
     if not sum(rows_by_group.values()):
         raise MergeRefusedError(f"{source}: the corpus holds no rows; nothing was merged")
+    return rejected
 
 
 def _check_largest(connection: Any, load_id: str, source: str, largest_class: Mapping[str, str]) -> None:

@@ -5,8 +5,9 @@ with merged as (
     using (
         select
             *,
-            md5(row(split, text, language, emotion, gender, age, pace, volume, accent, speaker, duration, raw, answer)::text)
-                as row_hash
+            to_hex(hash_record_extended(
+                row(split, text, language, emotion, gender, age, pace, volume, accent, speaker, duration, raw, answer), 0
+            )) as row_hash
         from staging.incoming
         where load_id = %(load_id)s and reject_reason is null
     ) as i

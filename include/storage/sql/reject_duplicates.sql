@@ -6,6 +6,12 @@ from (
         ctid,
         row_number() over (partition by sample_id order by audio_file, audio_row_group, audio_row) as occurrence
     from staging.incoming
-    where load_id = %(load_id)s and reject_reason is null
+    where load_id = %(load_id)s and reject_reason is null and sample_id in (
+        select sample_id
+        from staging.incoming
+        where load_id = %(load_id)s and reject_reason is null
+        group by sample_id
+        having count(*) > 1
+    )
 ) as ranked
 where i.ctid = ranked.ctid and ranked.occurrence > 1

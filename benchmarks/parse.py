@@ -13,7 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks._report import ROOT, report
+
 RUNS = 5
 UNWANTED = ("torch", "transformers", "datasets", "pandas", "huggingface_hub")
 
@@ -56,14 +57,10 @@ def main() -> int:
         runs = [probe(*paths) for _ in range(RUNS)]
         rows[name] = statistics.median(float(run["seconds"]) for run in runs)
         loaded |= {module for run in runs for module in run["loaded"] if module in UNWANTED}
-    for name, seconds in rows.items():
-        print(f"{name:<28}{seconds:>8.3f} s")
-    print(f"{'reach, for all':<28}{1:>8.3f} s")
-    print(f"heavy libraries loaded: {', '.join(sorted(loaded)) or 'none'}")
-    folder = Path(os.environ.get("SIFT_HOME", ROOT / ".sift")) / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
+    if loaded:
+        print(f"heavy libraries loaded: {', '.join(sorted(loaded))}")
     figures = {"seconds": rows.pop("all"), **{f"{name}_seconds": value for name, value in rows.items()}}
-    (folder / "parse.json").write_text(json.dumps({**figures, "heavy_libraries": len(loaded)}, indent=2))
+    report("parse", {**figures, "heavy_libraries": len(loaded)}, {"seconds": "<= 1", "heavy_libraries": "0"})
     return 1 if loaded else 0
 
 

@@ -1,0 +1,1 @@
+delete from staging.rejects where source = %(source)s
