@@ -59,7 +59,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
                     warehouse(),
                     run_id=dag_run.run_id,
                     revision=params["revision"],
-                    not_after=None if dag_run.run_type == "manual" else dag_run.data_interval_end,
+                    not_after=_not_after(dag_run, params),
                     max_rows=ingest.row_limit(recipe, get_settings().max_rows),
                     force=params["force"],
                 )
@@ -92,6 +92,11 @@ def ingest_dag(recipe: SourceRecipe) -> None:
         report(merge(load.expand(group=resolve_revision())))
 
     ingest_source()
+
+
+def _not_after(dag_run, params: dict):
+    """The newest moment a run may see: its interval's end, unless it was started by hand or for one revision."""
+    return None if dag_run.run_type == "manual" or params["revision"] else dag_run.data_interval_end
 
 
 for _recipe in RECIPES.values():

@@ -7,14 +7,19 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from include.settings import PROJECT_ROOT, Settings, get_settings
+
+if TYPE_CHECKING:
+    from include.local.airflow import AirflowApi
 
 app = typer.Typer(
     help="Turn public speech corpora into one instruction-tuning dataset, driven by Airflow.",
@@ -25,6 +30,15 @@ app = typer.Typer(
 )
 console = Console()
 SAMPLES = PROJECT_ROOT / "samples"
+
+
+class Reprocess(StrEnum):
+    """Airflow's words for which past intervals a backfill runs again."""
+
+    NONE = "none"
+    FAILED = "failed"
+    COMPLETED = "completed"
+
 
 Hub = Annotated[
     Path | None,
@@ -86,7 +100,7 @@ def down() -> None:
 @app.command()
 def status() -> None:
     """Show whether Airflow runs, what is staged and what is written. Exit status 3: not running."""
-    from include.local.demo import coverage_table
+    from include.local.demo import coverage_table, staged_table, unmapped_table
     from include.local.stack import read_state
     from include.storage.warehouse import Warehouse
 
@@ -96,7 +110,9 @@ def status() -> None:
         console.print(f"Not running (home {settings.home}). Start it with ./sift up")
         raise typer.Exit(3)
     console.print(f"Airflow is up at [link={state.url}]{state.url}[/link] (process {state.pid})")
-    console.print(coverage_table(Warehouse(state.conninfo), settings))
+    warehouse = Warehouse(state.conninfo)
+    for table in (staged_table(warehouse), unmapped_table(warehouse), coverage_table(warehouse, settings)):
+        console.print(table)
 
 
 @app.command()
@@ -124,22 +140,11 @@ def trigger(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit status 1 unless it succeeds")] = False,
 ) -> None:
     """Start a run of a DAG, unpausing it first."""
-    from include.local.airflow import AirflowApi
-    from include.local.stack import read_state
-
-    try:
-        parameters = json.loads(conf)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--conf is not JSON: {error}") from None
-    if not isinstance(parameters, dict):
-        raise ValueError(f"--conf must be a JSON object, not {conf}")
-    state = read_state(_embedded_settings().home)
-    if not state:
-        raise ValueError("Airflow is not running; start it with ./sift up")
-    api = AirflowApi(state.url)
+    api, url = _running_airflow()
+    parameters = _json_object(conf)
     api.unpause(dag)
     run_id = api.trigger(dag, parameters)
-    console.print(f"{dag}: run {run_id}, {state.url}/dags/{dag}/runs/{run_id}", soft_wrap=True)
+    console.print(f"{dag}: run {run_id}, {url}/dags/{dag}/runs/{run_id}", soft_wrap=True)
     if not wait:
         return
     with console.status("running") as shown:
@@ -152,6 +157,59 @@ def trigger(
             if task["state"] == "failed":
                 console.print(f"  failed: {task['task_id']}; see its log in the web UI")
         raise typer.Exit(1)
+
+
+@app.command()
+def backfill(
+    dag: Annotated[str, typer.Argument(help="An ingest DAG, for example ingest_commonvoice")],
+    since: Annotated[datetime, typer.Option("--from", help="First day, UTC", formats=["%Y-%m-%d"])],
+    until: Annotated[datetime, typer.Option("--to", help="Last day, UTC", formats=["%Y-%m-%d"])],
+    conf: Annotated[str, typer.Option(help="Parameters of the runs, a JSON object")] = "{}",
+    reprocess: Annotated[
+        Reprocess, typer.Option(help="Intervals that have a run already: leave them, or run failed ones or all again")
+    ] = Reprocess.NONE,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit status 1 unless all succeed")] = False,
+) -> None:
+    """Run a DAG for past intervals, the oldest first; each run stages the newest revision of its time."""
+    api, url = _running_airflow()
+    parameters = _json_object(conf)
+    first, last = since.replace(tzinfo=UTC), until.replace(tzinfo=UTC) + timedelta(days=1, seconds=-1)
+    # Asked for first, so that a refused backfill leaves the DAG as it was.
+    number = api.backfill(dag, first, last, conf=parameters, reprocess=reprocess.value)
+    api.unpause(dag)
+    console.print(f"{dag}: backfill {number}, {url}/dags/{dag}/backfills", soft_wrap=True)
+    if not wait:
+        return
+    with console.status("running"):
+        while not api.backfill_is_done(number):
+            time.sleep(1)
+    runs = [run for run in api.runs(dag, "backfill") if first <= datetime.fromisoformat(run["logical_date"]) <= last]
+    table = Table("run of", "state")
+    for run in reversed(runs):
+        table.add_row(f"{datetime.fromisoformat(run['logical_date']):%Y-%m-%d %H:%M}", run["state"])
+    console.print(table)
+    if any(run["state"] != "success" for run in runs):
+        raise typer.Exit(1)
+
+
+def _running_airflow() -> tuple[AirflowApi, str]:
+    from include.local.airflow import AirflowApi
+    from include.local.stack import read_state
+
+    state = read_state(_embedded_settings().home)
+    if not state:
+        raise ValueError("Airflow is not running; start it with ./sift up")
+    return AirflowApi(state.url), state.url
+
+
+def _json_object(conf: str) -> dict[str, Any]:
+    try:
+        parameters = json.loads(conf)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--conf is not JSON: {error}") from None
+    if not isinstance(parameters, dict):
+        raise ValueError(f"--conf must be a JSON object, not {conf}")
+    return parameters
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

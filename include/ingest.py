@@ -121,12 +121,14 @@ def load_group(recipe: SourceRecipe, group: dict[str, Any], warehouse: Warehouse
     report = StepReport(f"load {recipe.name}, group {group['file_group']}")
     unmapped: LabelCounts = {}
     left_out: LabelCounts = {}
+    incoming = IncomingLoad(group["load_id"])
+    incoming.prepare(warehouse, recipe.name)
     with warehouse.transaction() as connection:
-        incoming = IncomingLoad(connection, group["load_id"], group["file_group"])
+        incoming.clear(connection, group["file_group"])
         for file in corpus.files:
             for batch in read_metadata(corpus, file, recipe):
                 staged = recipe.stage(batch)
-                incoming.append(staged.table)
+                incoming.append(connection, group["file_group"], staged.table)
                 reasons = staged.table.column("reject_reason").drop_null().value_counts().to_pylist()
                 rejected = {entry["values"]: entry["counts"] for entry in reasons}
                 report.read += len(batch)

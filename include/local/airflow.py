@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -126,13 +127,37 @@ class AirflowApi:
         body = {"logical_date": None, "conf": dict(conf or {})}
         return str(self._request("POST", f"/api/v2/dags/{dag_id}/dagRuns", json=body).json()["dag_run_id"])
 
+    def backfill(
+        self, dag_id: str, since: datetime, until: datetime, *, conf: Mapping[str, Any], reprocess: str
+    ) -> int:
+        """Start runs for the past intervals between two dates, the oldest first, and return the backfill's id.
+
+        Raises:
+            ValueError: If Airflow refuses it; with its message.
+        """
+        body = {
+            "dag_id": dag_id,
+            "from_date": since.isoformat(),
+            "to_date": until.isoformat(),
+            "dag_run_conf": dict(conf),
+            "reprocess_behavior": reprocess,
+            "max_active_runs": 1,
+        }
+        return int(self._request("POST", "/api/v2/backfills", json=body).json()["id"])
+
+    def backfill_is_done(self, backfill_id: int) -> bool:
+        """Whether all runs of a backfill have ended."""
+        return self._request("GET", f"/api/v2/backfills/{backfill_id}").json()["completed_at"] is not None
+
     def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """Return one run."""
         return dict(self._request("GET", f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}").json())
 
-    def runs(self, dag_id: str) -> list[dict[str, Any]]:
-        """Return the newest runs of a DAG, newest first."""
-        params = {"order_by": "-run_after", "limit": 50}
+    def runs(self, dag_id: str, run_type: str | None = None) -> list[dict[str, Any]]:
+        """Return the newest runs of a DAG (of one type: manual, scheduled, backfill, ...), newest first."""
+        params: dict[str, Any] = {"order_by": "-run_after", "limit": 100}
+        if run_type:
+            params["run_type"] = run_type
         return list(self._request("GET", f"/api/v2/dags/{dag_id}/dagRuns", params=params).json()["dag_runs"])
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:

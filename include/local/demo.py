@@ -25,6 +25,7 @@ from include.modes import MODES
 from include.settings import EMBEDDED_MODEL, Settings
 from include.sources import RECIPES
 from include.storage.generation import count_verdicts, coverage, list_progress
+from include.storage.staging import latest_loads, list_unmapped
 from include.storage.warehouse import Warehouse
 
 GENERATE = "generate_and_publish"
@@ -103,6 +104,28 @@ def coverage_table(warehouse: Warehouse, settings: Settings) -> Table:
     for row in coverage(warehouse, list(RECIPES), list(MODES), settings.max_attempts):
         counts = (row["staged"], row["accepted"], row["pending"], row["given_up"])
         table.add_row(row["source"], row["mode"], *map(str, counts))
+    return table
+
+
+def staged_table(warehouse: Warehouse) -> Table:
+    """Show the newest load of each source."""
+    table = Table("source", "task", title="Staged", title_justify="left")
+    for column in ("read", "usable", "rejected"):
+        table.add_column(column, justify="right")
+    table.add_column("why rejected")
+    for source, load in latest_loads(warehouse).items():
+        rejected = sum(load["rejected"].values())
+        reasons = ", ".join(f"{reason} {rows}" for reason, rows in load["rejected"].items())
+        task = RECIPES[source].task if source in RECIPES else "gone"
+        table.add_row(source, task, str(load["read"]), str(load["read"] - rejected), str(rejected), reasons)
+    return table
+
+
+def unmapped_table(warehouse: Warehouse) -> Table:
+    """Show published values that no rule knows."""
+    table = Table("source", "column", "published", "rows", title="Labels that no rule knows", title_justify="left")
+    for row in list_unmapped(warehouse):
+        table.add_row(row["source"], row["field"], repr(row["raw_value"]), str(row["count"]))
     return table
 
 
@@ -238,6 +261,9 @@ def _summarise(
     release = release.resolve()
     with console.status("Reading the release back"):
         verify_release(release)
+    console.print(staged_table(warehouse))
+    unmapped = unmapped_table(warehouse)
+    console.print(unmapped if unmapped.row_count else "Every label was known to a rule.")
     console.print(coverage_table(warehouse, settings))
     verdicts = Table("mode", "verdict", "texts", "share", title="Verdicts", title_justify="left")
     for mode, counts in count_verdicts(warehouse, list(sources)).items():

@@ -30,7 +30,7 @@ from include.sources.recipe import ColumnKind, SourceRecipe
 log = logging.getLogger(__name__)
 
 HF_PREFIX = "hf://datasets"
-BATCH_ROWS = 16_384
+BATCH_ROWS = 65_536
 FOOTER_THREADS = 8
 _PARQUET_MAGIC = b"PAR1"
 

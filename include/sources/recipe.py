@@ -263,24 +263,24 @@ class SourceRecipe:
         )
         if not names:
             return pa.repeat(pa.scalar("{}"), len(batch))
-        parts: list[pa.Array] = []
-        for number, name in enumerate(names):
-            parts += [pa.scalar(f"{', ' if number else '{'}{json.dumps(name)}: "), _json_values(_flat(batch, name))]
-        return pc.binary_join_element_wise(*parts, pa.scalar("}"), pa.scalar(""))
+        members = [_json_members(name, _flat(batch, name)) for name in names]
+        return pc.binary_join_element_wise("{", pc.binary_join_element_wise(*members, ", "), "}", "")
 
 
-def _json_values(column: pa.Array) -> pa.Array:
-    """N values written as JSON: numbers, strings, or null."""
-    written = column.cast(pa.string())
-    if pa.types.is_floating(column.type):
-        # JSON has no NaN and no infinities.
-        return pc.fill_null(pc.if_else(pc.is_finite(column), written, pa.scalar("null")), "null")
-    if pa.types.is_integer(column.type):
-        return pc.fill_null(written, "null")
-    encoded = pc.dictionary_encode(written)
+def _json_members(name: str, column: pa.Array) -> pa.Array:
+    """N members of JSON objects: `"name": value`, the value a number, a string or null."""
+    prefix = f"{json.dumps(name)}: "
+    if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
+        written = column.cast(pa.string())
+        if pa.types.is_floating(column.type):  # JSON has no NaN and no infinities
+            written = pc.if_else(pc.is_finite(column), written, pa.scalar(None, pa.string()))
+        return pc.binary_join_element_wise(prefix, written, "", null_handling="replace", null_replacement="null")
+    encoded = pc.dictionary_encode(column.cast(pa.string()))
     # PostgreSQL's jsonb cannot hold NUL.
-    quoted = [json.dumps(value.replace("\0", ""), ensure_ascii=False) for value in encoded.dictionary.to_pylist()]
-    return pc.fill_null(pa.array(quoted, pa.string()).take(encoded.indices), "null")
+    quoted = [
+        prefix + json.dumps(value.replace("\0", ""), ensure_ascii=False) for value in encoded.dictionary.to_pylist()
+    ]
+    return pc.fill_null(pa.array(quoted, pa.string()).take(encoded.indices), f"{prefix}null")
 
 
 def _flat(batch: pa.Table, name: str) -> pa.Array:

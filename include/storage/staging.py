@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,8 +15,7 @@ from psycopg.types.json import Jsonb
 from include.schema import STAGED_SCHEMA, BadInputError
 from include.storage.warehouse import Warehouse, copy_in, statement
 
-_INCOMING = sql.Identifier("staging", "incoming")
-_INCOMING_COLUMNS = ("load_id", "file_group", *STAGED_SCHEMA.names, "reject_reason")
+_INCOMING_COLUMNS = ("file_group", *STAGED_SCHEMA.names, "reject_reason")
 
 
 class MergeRefusedError(BadInputError):
@@ -27,17 +27,53 @@ class OlderRevisionError(ValueError):
 
 
 class IncomingLoad:
-    """One group of files of a load on its way into `staging.incoming`, all or nothing."""
+    """The table that holds the rows of one load until they are merged.
 
-    def __init__(self, connection: Any, load_id: str, file_group: int) -> None:
-        self._connection, self._load_id, self._file_group = connection, load_id, file_group
-        connection.execute(statement("clear_incoming"), {"load_id": load_id, "file_group": file_group})
+    Args:
+        load_id: Identity of the load.
+    """
 
-    def append(self, rows: pa.Table) -> None:
+    def __init__(self, load_id: str) -> None:
+        self.load_id = load_id
+        self._name = f"incoming_{hashlib.sha256(load_id.encode()).hexdigest()[:16]}"
+        self._table = sql.Identifier("staging", self._name)
+
+    def prepare(self, warehouse: Warehouse, source: str) -> None:
+        """Make the table if it is not there; several tasks may do so at once."""
+        with warehouse.transaction() as connection:
+            connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [self._name])
+            connection.execute(
+                sql.SQL("create unlogged table if not exists {} (like staging.incoming including defaults)").format(
+                    self._table
+                )
+            )
+            values = {"load_id": self.load_id, "source": source, "incoming": self._name}
+            connection.execute(statement("insert_incoming_load"), values)
+
+    def exists(self, connection: Any) -> bool:
+        """Whether the table is there."""
+        row = connection.execute("select to_regclass(%s) is not null as there", [f"staging.{self._name}"]).fetchone()
+        return bool(row["there"])
+
+    def execute(self, connection: Any, name: str, params: Mapping[str, Any] | None = None, **names: str) -> Any:
+        """Run a statement on the table, whose identifiers {incoming} and `names` are filled in."""
+        identifiers = {key: sql.Identifier(*value.split(".")) for key, value in names.items()}
+        query = sql.SQL(statement(name).as_string()).format(incoming=self._table, **identifiers)
+        return connection.execute(query, params)
+
+    def clear(self, connection: Any, file_group: int) -> None:
+        """Drop the rows of a group that an earlier try of its task has left."""
+        self.execute(connection, "clear_incoming", {"file_group": file_group})
+
+    def append(self, connection: Any, file_group: int, rows: pa.Table) -> None:
         """Copy N rows of STAGED_SCHEMA and `reject_reason`."""
-        for name, value in (("file_group", self._file_group), ("load_id", self._load_id)):
-            rows = rows.add_column(0, name, pa.repeat(pa.scalar(value), len(rows)))
-        copy_in(self._connection, _INCOMING, _INCOMING_COLUMNS, rows.select(list(_INCOMING_COLUMNS)))
+        rows = rows.add_column(0, "file_group", pa.repeat(pa.scalar(file_group), len(rows)))
+        copy_in(connection, self._table, _INCOMING_COLUMNS, rows)
+
+    def drop(self, connection: Any) -> None:
+        """Drop the table."""
+        connection.execute(sql.SQL("drop table if exists {}").format(self._table))
+        connection.execute(statement("delete_incoming_load"), {"load_id": self.load_id})
 
 
 def latest_loads(warehouse: Warehouse, source: str | None = None) -> dict[str, dict[str, Any]]:
@@ -48,9 +84,10 @@ def latest_loads(warehouse: Warehouse, source: str | None = None) -> dict[str, d
 
 
 def forget_abandoned_loads(warehouse: Warehouse, source: str) -> None:
-    """Drop rows of a source's loads that were never merged and are too old for that still to happen."""
-    with warehouse.connection() as connection:
-        connection.execute(statement("forget_abandoned_loads"), {"source": source})
+    """Drop tables of a source's loads that were never merged and are too old for that still to happen."""
+    with warehouse.transaction() as connection:
+        for row in connection.execute(statement("abandoned_loads"), {"source": source}).fetchall():
+            IncomingLoad(row["load_id"]).drop(connection)
 
 
 def merge_load(
@@ -71,7 +108,7 @@ def merge_load(
 
     Args:
         warehouse: Where.
-        load_id: The load whose rows lie in `staging.incoming`.
+        load_id: The load whose rows have come in.
         source: Name of the source.
         revision: Revision the rows were read from.
         published_at: When that revision was committed (ISO 8601), if known.
@@ -91,6 +128,7 @@ def merge_load(
     """
     started = time.monotonic()
     partition = f"samples_{source}"
+    incoming = IncomingLoad(load_id)
     with warehouse.transaction() as connection:
         # One merge per source at a time; a second attempt waits here and then finds the first one's work.
         connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"merge {source}"])
@@ -102,8 +140,8 @@ def merge_load(
         latest = connection.execute(statement("latest_loads"), {"source": source}).fetchone()
         if latest and not force and _is_older(published_at, latest["published_at"]):
             raise OlderRevisionError(f"{source}: revision {latest['revision'][:12]} was staged meanwhile, and is newer")
-        rejected = _count_rejects(connection, load_id, source, rows_by_group)
-        if duplicates := connection.execute(statement("reject_duplicates"), {"load_id": load_id}).rowcount:
+        rejected = _count_rejects(connection, incoming, source, rows_by_group)
+        if duplicates := incoming.execute(connection, "reject_duplicates").rowcount:
             rejected["duplicate key"] = duplicates
         read, unusable = sum(rows_by_group.values()), sum(rejected.values())
         if unusable > max_reject_share * read:
@@ -112,18 +150,17 @@ def merge_load(
                 f"{max_reject_share:.0%}; nothing was merged. Look at the corpus, or raise max_reject_share in "
                 f"include/sources/{source}.py"
             )
-        _check_largest(connection, load_id, source, largest_class)
+        _check_largest(connection, incoming, source, largest_class)
         connection.execute(
             sql.SQL("create table if not exists {} partition of staging.samples for values in ({})").format(
                 sql.Identifier("staging", partition), sql.Literal(source)
             )
         )
-        query = sql.SQL(statement("merge_samples").as_string()).format(partition=sql.Identifier("staging", partition))
-        merged = connection.execute(query, {"load_id": load_id, "revision": revision}).fetchall()
+        merged = incoming.execute(connection, "merge_samples", {"revision": revision}, partition=f"staging.{partition}")
         outcomes = {row["outcome"]: row["rows"] for row in merged}
         connection.execute(statement("delete_rejects"), {"source": source})
         if rejected:
-            connection.execute(statement("insert_rejects"), {"load_id": load_id})
+            incoming.execute(connection, "insert_rejects", {"load_id": load_id})
         connection.execute(statement("delete_unmapped_labels"), {"source": source})
         with connection.cursor() as cursor:
             cursor.executemany(
@@ -151,13 +188,15 @@ def merge_load(
             "seconds": time.monotonic() - started,
         }
         connection.execute(statement("insert_load"), load)
-        connection.execute(statement("clear_incoming"), {"load_id": load_id, "file_group": None})
+        incoming.drop(connection)
         return {**load, "rejected": rejected}
 
 
-def _count_rejects(connection: Any, load_id: str, source: str, rows_by_group: Mapping[int, int]) -> dict[str, int]:
+def _count_rejects(
+    connection: Any, incoming: IncomingLoad, source: str, rows_by_group: Mapping[int, int]
+) -> dict[str, int]:
     """Rejected rows by reason, once every row that was loaded is there."""
-    counted = connection.execute(statement("count_incoming"), {"load_id": load_id}).fetchall()
+    counted = incoming.execute(connection, "count_incoming").fetchall() if incoming.exists(connection) else []
     found: dict[int, int] = {}
     rejected: dict[str, int] = {}
     for row in counted:
@@ -175,10 +214,9 @@ def _count_rejects(connection: Any, load_id: str, source: str, rows_by_group: Ma
     return rejected
 
 
-def _check_largest(connection: Any, load_id: str, source: str, largest_class: Mapping[str, str]) -> None:
+def _check_largest(connection: Any, incoming: IncomingLoad, source: str, largest_class: Mapping[str, str]) -> None:
     for column, label in largest_class.items():
-        query = sql.SQL(statement("count_incoming_labels").as_string()).format(column=sql.Identifier(column))
-        counts = connection.execute(query, {"load_id": load_id}).fetchall()
+        counts = incoming.execute(connection, "count_incoming_labels", column=column).fetchall()
         if counts and label not in [row["label"] for row in counts if row["rows"] == counts[0]["rows"]]:
             shown = ", ".join(f"{row['label']} {row['rows']}" for row in counts)
             raise MergeRefusedError(
@@ -196,6 +234,12 @@ def list_rejects(warehouse: Warehouse, source: str, most: int = 20) -> list[dict
     """Return some rejected rows of a source's newest load."""
     with warehouse.connection() as connection:
         return connection.execute(statement("list_rejects"), {"source": source, "most": most}).fetchall()
+
+
+def list_unmapped(warehouse: Warehouse) -> list[dict[str, Any]]:
+    """Return the published values of the newest loads that no rule knows, by source, the most frequent first."""
+    with warehouse.connection() as connection:
+        return connection.execute(statement("list_unmapped")).fetchall()
 
 
 def label_distribution(warehouse: Warehouse, sources: list[str]) -> dict[str, dict[str, dict[str, int]]]:

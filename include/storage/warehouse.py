@@ -19,6 +19,8 @@ import pyarrow.csv as pa_csv
 from psycopg import sql
 from psycopg.rows import dict_row
 
+# Rows written as CSV at once: memory holds one such piece of text.
+_COPY_ROWS = 4_096
 MIN_POSTGRES = 180000  # MERGE ... RETURNING old and new
 
 
@@ -124,13 +126,13 @@ def copy_in(connection: psycopg.Connection[Any], table: sql.Identifier, columns:
     query = sql.SQL("copy {} ({}) from stdin with (format csv)").format(
         table, sql.SQL(", ").join(map(sql.Identifier, columns))
     )
-    sink = pa.BufferOutputStream()
     # Strings are quoted and NULL is not, so "" and NULL stay apart.
     options = pa_csv.WriteOptions(include_header=False, quoting_style="needed")
-    with pa_csv.CSVWriter(sink, rows.schema, write_options=options) as writer:
-        writer.write_table(rows)
     with connection.cursor() as cursor, cursor.copy(query) as copy:
-        copy.write(memoryview(sink.getvalue()))
+        for batch in rows.to_batches(max_chunksize=_COPY_ROWS):
+            sink = pa.BufferOutputStream()
+            pa_csv.write_csv(batch, sink, options)
+            copy.write(memoryview(sink.getvalue()))
 
 
 class _CopyStream(RawIOBase):

@@ -1,5 +1,5 @@
 -- One statement makes the partition equal to the load: either the whole new revision or the old one.
--- {partition} is the source's partition; values are bound.
+-- {partition} is the source's partition, {incoming} the load's table; values are bound.
 with merged as (
     merge into {partition} as s
     using (
@@ -8,8 +8,8 @@ with merged as (
             to_hex(hash_record_extended(
                 row(split, text, language, emotion, gender, age, pace, volume, accent, speaker, duration, raw, answer), 0
             )) as row_hash
-        from staging.incoming
-        where load_id = %(load_id)s and reject_reason is null
+        from {incoming}
+        where reject_reason is null
     ) as i
     on s.sample_id = i.sample_id
     when matched and (s.row_hash <> i.row_hash or s.retired_at is not null) then update set

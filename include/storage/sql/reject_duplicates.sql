@@ -1,15 +1,15 @@
 -- The first row of a key, in the corpus's order, is the one that counts.
-update staging.incoming as i
+update {incoming} as i
 set reject_reason = 'duplicate key'
 from (
     select
         ctid,
         row_number() over (partition by sample_id order by audio_file, audio_row_group, audio_row) as occurrence
-    from staging.incoming
-    where load_id = %(load_id)s and reject_reason is null and sample_id in (
+    from {incoming}
+    where reject_reason is null and sample_id in (
         select sample_id
-        from staging.incoming
-        where load_id = %(load_id)s and reject_reason is null
+        from {incoming}
+        where reject_reason is null
         group by sample_id
         having count(*) > 1
     )

@@ -1,0 +1,1 @@
+delete from staging.incoming_loads where load_id = %(load_id)s
