@@ -39,7 +39,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
         dag_id=f"ingest_{recipe.name}",
         dag_display_name=f"Ingest {recipe.title}",
         description=f"Stage {recipe.title} ({recipe.repository})",
-        doc_md=f"{__doc__}\n\n**{recipe.title}** — {recipe.repository}, {recipe.licence}, [{recipe.url}]({recipe.url})",
+        doc_md=f"{__doc__}\n---\n{recipe.card}",
         schedule=CronTriggerTimetable(recipe.schedule, timezone="UTC") if get_settings().schedules else None,
         start_date=START_DATE,
         catchup=False,

@@ -267,6 +267,26 @@ def lint() -> None:
             raise typer.Exit(code)
 
 
+@app.command(
+    "new-source", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False
+)
+def new_source(context: typer.Context) -> None:
+    """Scaffold a source from a corpus: its recipe and its fixture."""
+    _embedded_settings()
+    _run_tool("new_source", *context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def docs(context: typer.Context) -> None:
+    """Write the generated documents, docs/SOURCES.md and docs/DAGS.md; --check only compares them."""
+    _run_tool("generate_docs", *context.args)
+
+
+def _run_tool(name: str, *arguments: str) -> None:
+    command = [sys.executable, "-m", f"tools.{name}", *arguments]
+    raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, check=False).returncode)
+
+
 @app.command()
 def bench(name: Annotated[str | None, typer.Argument(help="For example parse; none lists them")] = None) -> None:
     """Run a benchmark: prints a table and writes .sift/bench/<name>.json."""

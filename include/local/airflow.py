@@ -110,6 +110,10 @@ class AirflowApi:
         """Return all DAGs."""
         return list(self._request("GET", "/api/v2/dags", params={"limit": 200}).json()["dags"])
 
+    def dag_details(self, dag_id: str) -> dict[str, Any]:
+        """Return a DAG's details, its schedule among them."""
+        return dict(self._request("GET", f"/api/v2/dags/{dag_id}/details").json())
+
     def import_errors(self) -> list[dict[str, Any]]:
         """Return DAG files that cannot be imported."""
         return list(self._request("GET", "/api/v2/importErrors").json()["import_errors"])

@@ -86,6 +86,8 @@ _AUDIO_HEADS = (
 
 _AUDIO_HEAD = rb"(?s)\A(" + b"|".join(_AUDIO_HEADS) + rb")"
 _HEAD_BYTES = 12
+# A WAV header alone has 44 bytes, a FLAC header 42: in less than that there is no sound.
+_SMALLEST_CLIP = 44
 
 _CHUNK_BYTES = 1 << 20
 
@@ -118,7 +120,7 @@ class SourceFiles:
         files: The shards, in order; none if every row was left out.
         rows_by_mode: Records, by mode.
         clips: Distinct clips published.
-        left_out: Rows left out, by reason: "audio missing", "audio empty", "not audio".
+        left_out: Rows left out, by reason: "audio missing", "audio empty", "not audio", "audio cut off".
         arrow_bytes: Size of the records as an Arrow table, where a clip is held once a row.
     """
 
@@ -275,12 +277,14 @@ def _reasons_to_leave_out(clips: pa.Array) -> pa.StringArray:
     head = pc.binary_slice(clips, 0, _HEAD_BYTES)
     is_empty = pc.equal(pc.binary_length(clips), 0)
     is_other = pc.invert(pc.match_substring_regex(head, _AUDIO_HEAD))
+    is_cut = pc.less(pc.binary_length(clips), _SMALLEST_CLIP)
     # A missing clip is the first case; in the others it is NULL, which case_when takes for no.
     return pc.case_when(
-        pc.make_struct(clips.is_null(), is_empty, is_other),
+        pc.make_struct(clips.is_null(), is_empty, is_other, is_cut),
         pa.scalar("audio missing"),
         pa.scalar("audio empty"),
         pa.scalar("not audio"),
+        pa.scalar("audio cut off"),
     )
 
 

@@ -43,9 +43,9 @@ RECIPE = SourceRecipe(
     key="audio_id",
     fields={
         "text": text("text"),
-        "gender": Field(("speaker_id",), "text", gender_of_speaker),
+        "gender": Field(("speaker_id",), "text", "its first letter", gender_of_speaker),
         "speaker": verbatim("speaker_id"),
-        "duration": Field(("begin_time", "end_time"), "number", length_of_utterance),
+        "duration": Field(("begin_time", "end_time"), "number", "their difference, in seconds", length_of_utterance),
     },
     licence="CC-BY-4.0",
     redistributable=True,

@@ -27,7 +27,7 @@ RECIPE = SourceRecipe(
         "speaker": verbatim("spk_id"),
         "duration": seconds("duration"),
     },
-    licence="CC-BY-4.0",
+    licence="CC-BY-3.0 and CC-BY-4.0",
     redistributable=True,
     url="https://huggingface.co/datasets/speechbrain/LoquaciousSet",
     task="transcribe",

@@ -122,13 +122,7 @@ def choose_row_groups(corpus: Corpus, max_rows: int) -> Corpus:
     Returns:
         The corpus with the files and row groups that are read; unchanged if it is not larger than that.
     """
-
-    def row_counts(file: CorpusFile) -> list[int]:
-        with _open_parquet(corpus, file.path) as parquet:
-            return [parquet.metadata.row_group(index).num_rows for index in range(parquet.metadata.num_row_groups)]
-
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        counts = list(pool.map(row_counts, corpus.files))
+    counts = _row_counts(corpus)
     total = sum(map(sum, counts))
     if total <= max_rows:
         return corpus
@@ -206,6 +200,26 @@ def read_metadata(corpus: Corpus, file: CorpusFile, recipe: SourceRecipe) -> Ite
             yield table
 
 
+def read_columns(corpus: Corpus) -> pa.Schema:
+    """Return the columns of a corpus's first file."""
+    with _open_parquet(corpus, corpus.files[0].path) as parquet:
+        return parquet.schema_arrow
+
+
+def audio_columns(columns: pa.Schema) -> list[str]:
+    """Return the columns that hold clips: structs of bytes and path."""
+    return [
+        column.name
+        for column in columns
+        if pa.types.is_struct(column.type) and {field.name for field in column.type} >= {"bytes", "path"}
+    ]
+
+
+def count_rows(corpus: Corpus) -> int:
+    """Return the rows of all files that are read, from their footers."""
+    return sum(map(sum, _row_counts(corpus)))
+
+
 def audio_reader(corpus: Corpus, column: str = "audio") -> Callable[[str, int], pa.StructArray]:
     """Return a function (file path, row group) -> the N clips of that row group as struct{bytes, path}."""
 
@@ -214,6 +228,17 @@ def audio_reader(corpus: Corpus, column: str = "audio") -> Callable[[str, int], 
             return parquet.read_row_group(row_group, columns=[column]).column(column).combine_chunks()
 
     return read
+
+
+def _row_counts(corpus: Corpus) -> list[list[int]]:
+    """Rows of every row group of every file, from their footers."""
+
+    def row_counts(file: CorpusFile) -> list[int]:
+        with _open_parquet(corpus, file.path) as parquet:
+            return [parquet.metadata.row_group(index).num_rows for index in range(parquet.metadata.num_row_groups)]
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        return list(pool.map(row_counts, corpus.files))
 
 
 def _resolve_in_folder(recipe: SourceRecipe, hub: Path) -> Corpus:

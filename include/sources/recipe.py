@@ -11,7 +11,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from include.normalize.bins import pace_labels, volume_labels
+from include.normalize.bins import PACE_EDGES, VOLUME_EDGES_DB, pace_labels, volume_labels
 from include.normalize.columns import NormalisedColumn, map_labels, parse_numbers
 from include.normalize.labels import canonical_age, canonical_emotion, canonical_gender
 from include.normalize.text import clean_answers, clean_transcripts, free_text_labels, verbatim_labels
@@ -36,55 +36,68 @@ class Field:
     Attributes:
         columns: Column names in the Parquet files; "audio.path" names a leaf of a struct.
         kind: What each of them must hold.
+        rule: What becomes of a value, in words, for the generated documents.
         normalise: Maps the columns' N values to N canonical ones.
         class_names: Names of integer labels, for a file that declares none; see SourceRecipe.largest_class.
     """
 
     columns: tuple[str, ...]
     kind: ColumnKind
+    rule: str
     normalise: Callable[..., NormalisedColumn]
     class_names: tuple[str, ...] = ()
 
 
 def text(column: str) -> Field:
     """A transcript."""
-    return Field((column,), "text", lambda values: NormalisedColumn(clean_transcripts(values)))
+    return Field(
+        (column,),
+        "text",
+        "cleaned of markup and noise marks, lower-cased",
+        lambda values: NormalisedColumn(clean_transcripts(values)),
+    )
 
 
 def emotion(column: str, also: Mapping[str, str | None] | None = None, class_names: tuple[str, ...] = ()) -> Field:
     """Emotion labels in the corpus's spelling; `also` maps the classes that only this corpus has."""
-    rule = partial(canonical_emotion, also=also)
-    return Field((column,), "label", lambda values: map_labels(values, rule), class_names)
+    canonical = partial(canonical_emotion, also=also)
+    return Field(
+        (column,), "label", "one of the seven emotions", lambda values: map_labels(values, canonical), class_names
+    )
 
 
 def gender(column: str) -> Field:
     """Gender labels in the corpus's spelling."""
-    return Field((column,), "label", lambda values: map_labels(values, canonical_gender))
+    return Field((column,), "label", "male or female", lambda values: map_labels(values, canonical_gender))
 
 
 def age(column: str) -> Field:
     """Ages, in decades or years."""
-    return Field((column,), "label", lambda values: map_labels(values, canonical_age))
+    return Field((column,), "label", "one of the four age groups", lambda values: map_labels(values, canonical_age))
 
 
 def accent(column: str) -> Field:
     """Accents: free text, passed through."""
-    return Field((column,), "text", lambda values: NormalisedColumn(free_text_labels(values)))
+    return Field(
+        (column,), "text", "as published, lower-cased", lambda values: NormalisedColumn(free_text_labels(values))
+    )
 
 
 def speaking_rate(column: str) -> Field:
     """Phonetic symbols per second."""
-    return Field((column,), "number", pace_labels)
+    low, high = PACE_EDGES
+    return Field((column,), "number", f"slow below {low:g}, fast above {high:g}, else normal", pace_labels)
 
 
 def relative_db(column: str) -> Field:
     """Loudness in dB, as the AbstractTTS corpora publish it."""
-    return Field((column,), "number", volume_labels)
+    low, high = VOLUME_EDGES_DB
+    return Field((column,), "number", f"quiet below {low:g} dB, loud above {high:g} dB, else none", volume_labels)
 
 
 def seconds(column: str) -> Field:
     """A duration in seconds."""
-    return Field((column,), "number", lambda values: parse_numbers(values, above=0.0))
+    return Field((column,), "number", "seconds", lambda values: parse_numbers(values, above=0.0))
 
 
 def verbatim(column: str, pattern: str | None = None) -> Field:
@@ -96,7 +109,7 @@ def verbatim(column: str, pattern: str | None = None) -> Field:
             values = pc.struct_field(pc.extract_regex(values, pattern), "name")
         return NormalisedColumn(verbatim_labels(values))
 
-    return Field((column,), "text", names)
+    return Field((column,), "text", f"what {pattern} finds" if pattern else "as published", names)
 
 
 def first_answer(column: str) -> Field:
@@ -107,7 +120,7 @@ def first_answer(column: str) -> Field:
         first = pc.list_slice(values, 0, 1, return_fixed_size_list=True)
         return NormalisedColumn(clean_answers(pc.struct_field(pc.list_element(first, 0), "text")))
 
-    return Field((column,), "answers", answers)
+    return Field((column,), "answers", "the first one, lower-cased", answers)
 
 
 @dataclass(frozen=True)
@@ -188,7 +201,7 @@ class SourceRecipe:
     max_rows: int | None = None
     largest_class: Mapping[str, str] | None = None
     schedule: str = "0 3 * * 0"
-    max_reject_share: float = 0.1
+    max_reject_share: float = 0.2
     card: str = ""
 
     def __post_init__(self) -> None:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -18,59 +13,11 @@ import httpx
 import psutil
 import pytest
 
-from include.local.airflow import AirflowApi
 from include.local.stack import read_state
 from include.publish.release import verify_release
-from include.settings import PROJECT_ROOT
+from tests.integration.front_door import FrontDoor
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
-
-
-@dataclass
-class FrontDoor:
-    """Runs commands of `./sift` with a home of their own."""
-
-    home: Path
-
-    def env(self, **more: str) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SIFT_", "AIRFLOW"))}
-        return {**kept, "SIFT_HOME": str(self.home), "SIFT_ENGINE": "fake", "PYTHONPATH": str(PROJECT_ROOT), **more}
-
-    def start(self, *arguments: str, **env: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "include.cli", *arguments]
-        return subprocess.Popen(
-            command, env=self.env(**env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def __call__(self, *arguments: str, status: int = 0, **env: str) -> str:
-        process = self.start(*arguments, **env)
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == status, output
-        return output
-
-    def processes(self) -> list[psutil.Process]:
-        """The running stack: its supervisor and all below it."""
-        state = read_state(self.home)
-        if not state:
-            return []
-        supervisor = psutil.Process(state.pid)
-        return [supervisor, *supervisor.children(recursive=True)]
-
-    def left_over(self) -> list[psutil.Process]:
-        """Whatever still runs with this home: some say so in their environment, others in their command line."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                said = f"{process.environ().get('SIFT_HOME')} {' '.join(process.cmdline())}"
-                if str(self.home) in said:
-                    found.append(process)
-        return found
-
-    @property
-    def api(self) -> AirflowApi:
-        state = read_state(self.home)
-        assert state
-        return AirflowApi(state.url)
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,7 @@ def test_clips_that_are_not_audio_are_left_out_with_all_their_rows(tmp_path: Pat
     ],
 )
 def test_containers_are_told_by_their_first_bytes(tmp_path: Path, make_corpus, head: bytes) -> None:
-    written = write(tmp_path, make_corpus("ravdess", [head + bytes(20)]))
+    written = write(tmp_path, make_corpus("ravdess", [head + bytes(60)]))
     assert (written.clips, written.left_out) == (1, {})
 
 
