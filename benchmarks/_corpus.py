@@ -1,14 +1,18 @@
-"""Corpora for the benchmarks: Common-Voice-shaped rows, with audio bytes, in the Hub's layout."""
+"""Corpora for the benchmarks, in the Hub's layout: Common-Voice-shaped rows, and a few rows of every source."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import struct
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from benchmarks._report import ROOT
+from include.sources import RECIPES
 
 REPOSITORY = "fixie-ai/common_voice_17_0"
 AGES = ("", "", "", "teens", "twenties", "thirties", "fourties", "fifties", "sixties", "seventies")
@@ -18,12 +22,13 @@ SYLLABLES = ("ba", "ten", "lo", "mir", "sa", "win", "der", "ko", "ral", "une")
 SENTENCES = 50_000
 CARD = """---
 configs:
-- config_name: en
+- config_name: {config}
   data_files:
   - split: train
-    path: en/train-*
+    path: {folder}/train-*
 ---
 """
+FIXTURES = ROOT / "tests" / "include" / "sources" / "fixtures"
 
 
 def write_commonvoice(
@@ -36,7 +41,7 @@ def write_commonvoice(
     """
     folder = hub / REPOSITORY
     (folder / "en").mkdir(parents=True)
-    (folder / "README.md").write_text(CARD)
+    (folder / "README.md").write_text(CARD.format(config="en", folder="en"))
     generator = np.random.default_rng(seed)
     speakers = [generator.bytes(64).hex() for _ in range(max(rows // 60, 1))]
     accents = [*ACCENTS, *(f"Accent number {number}, spoken somewhere" for number in range(200))]
@@ -59,6 +64,23 @@ def write_commonvoice(
     return folder
 
 
+def write_every_source(hub: Path) -> None:
+    """Write the few rows of each recipe's fixture, with a second of noise as their audio."""
+    clip = _wav_header(32_044) + np.random.default_rng(0).bytes(32_000)
+    for recipe in RECIPES.values():
+        fixture = json.loads((FIXTURES / f"{recipe.name}.json").read_text(encoding="utf-8"))
+        rows = []
+        for number, row in enumerate(fixture["rows"]):
+            path = (row.get(recipe.audio_column) or {}).get("path", f"{number}.wav")
+            rows.append({**row, recipe.audio_column: {"bytes": clip, "path": path}})
+        folder = hub / recipe.repository
+        name = "ihm/train/0000.parquet" if recipe.data_files else "data/train-00000-of-00001.parquet"
+        (folder / name).parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(rows), folder / name)
+        if not recipe.data_files:
+            (folder / "README.md").write_text(CARD.format(config=recipe.config, folder="data"))
+
+
 def _rows(
     generator: np.random.Generator,
     first: int,
@@ -73,9 +95,7 @@ def _rows(
 
     paths = pa.array([f"common_voice_en_{number}.wav" for number in range(first, first + count)])
     size = audio_bytes - 44
-    header = struct.pack(
-        "<4sI4s4sIHHIIHH4sI", b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16, b"data", size
-    )
+    header = _wav_header(audio_bytes)
     noise = generator.bytes(count * size)
     clips = [header + noise[at : at + size] for at in range(0, count * size, size)]
     return pa.table(
@@ -93,4 +113,12 @@ def _rows(
             "segment": pa.repeat(pa.scalar(""), count),
             "variant": pa.repeat(pa.scalar(""), count),
         }
+    )
+
+
+def _wav_header(audio_bytes: int) -> bytes:
+    """The 44 bytes before the samples of a WAV file of so many bytes: 16 kHz, 16 bit, mono."""
+    size = audio_bytes - 44
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", size + 36, b"WAVE", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16, b"data", size
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 from psycopg import sql
 
 from include import ingest
+from include.schema import BadInputError
+from include.sources import RECIPES
 from include.sources.reader import SourceError
+from include.sources.recipe import emotion
 from include.storage.staging import MergeRefusedError, latest_loads, list_rejects
 from include.storage.warehouse import Warehouse
 from tests.include.sources.corpus_files import TOY, toy_row, write_corpus
@@ -163,3 +167,88 @@ def test_the_report_shows_what_no_table_knows(tmp_path: Path, warehouse: Warehou
     assert query(warehouse, "select field, raw_value, count from staging.unmapped_labels") == [
         {"field": "emotion", "raw_value": "hangry", "count": 1}
     ]
+
+
+def test_the_report_warns_of_counts_shares_and_left_out_labels(tmp_path: Path, warehouse: Warehouse) -> None:
+    recipe = replace(TOY, expected_rows=31, fields={**TOY.fields, "emotion": emotion("emotion", also={"calm": None})})
+    rows = [
+        toy_row(n, relative_db=-20.0, emotion="calm" if n < 3 else "sad", speaking_rate=5.0 + n / 10) for n in range(30)
+    ]
+    write_corpus(tmp_path, rows)
+    groups = ingest.resolve_revision(recipe, str(tmp_path), warehouse, run_id="1")
+    load = ingest.merge_groups(recipe, [ingest.load_group(recipe, group, warehouse) for group in groups], warehouse)
+    text = ingest.describe_load(recipe, load, warehouse)
+    assert "emotion: sad 27, none 3" in text
+    assert "emotion: outside the vocabulary, kept in `raw` only: 'calm' 3" in text
+    assert "WARNING the corpus holds 30 rows; its card says 31" in text
+    assert "WARNING volume: 30 of 30 rows are 'quiet'" in text
+    assert "WARNING pace" not in text
+
+
+def test_a_cap_stages_some_rows_and_a_larger_one_adds_to_them(tmp_path: Path, warehouse: Warehouse) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(30)], row_group_size=3)
+    assert run(tmp_path, warehouse, "1", max_rows=10)["staged"] == 9
+    load = run(tmp_path, warehouse, "2", max_rows=20)
+    assert (load["unchanged"], load["staged"], load["retired"], load["corpus_rows"]) == (9, 9, 0, 30)
+
+
+def test_the_cap_of_the_settings_wins() -> None:
+    capped = RECIPES["commonvoice"]
+    assert ingest.row_limit(capped, {}) == 100_000
+    assert ingest.row_limit(capped, {"commonvoice": 7, "meld": 3}) == 7
+    assert ingest.row_limit(capped, {"commonvoice": 0}) is None
+    for wrong in ({"nosuch": 1}, {"meld": -1}):
+        with pytest.raises(BadInputError, match="SIFT_MAX_ROWS"):
+            ingest.row_limit(capped, wrong)
+
+
+def test_integer_labels_in_a_wrong_order_are_not_merged(tmp_path: Path, warehouse: Warehouse) -> None:
+    recipe = replace(TOY, largest_class={"emotion": "neutral"})
+    write_corpus(tmp_path, [toy_row(1, emotion="neutral"), toy_row(2, emotion="neutral"), toy_row(3)])
+    groups = ingest.resolve_revision(recipe, str(tmp_path), warehouse, run_id="1")
+    loads = [ingest.load_group(recipe, group, warehouse) for group in groups]
+    assert ingest.merge_groups(recipe, loads, warehouse)["staged"] == 3
+    write_corpus(tmp_path, [toy_row(1, emotion="anger"), toy_row(2, emotion="anger"), toy_row(3, emotion="neutral")])
+    groups = ingest.resolve_revision(recipe, str(tmp_path), warehouse, run_id="2")
+    loads = [ingest.load_group(recipe, group, warehouse) for group in groups]
+    with pytest.raises(MergeRefusedError, match=r"'neutral' should be the most frequent emotion.*angry 2, neutral 1"):
+        ingest.merge_groups(recipe, loads, warehouse)
+    assert query(warehouse, "select count(*) as n from staging.samples where emotion = 'neutral'") == [{"n": 2}]
+
+
+def test_a_revision_that_was_overtaken_is_not_merged(tmp_path: Path, warehouse: Warehouse) -> None:
+    write_corpus(tmp_path, [toy_row(1), toy_row(2)])
+    groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="1")
+
+    def loaded(run_id: str, published_at: str, force: bool = False) -> list[dict[str, Any]]:
+        return [
+            ingest.load_group(
+                TOY,
+                {
+                    **group,
+                    "load_id": run_id,
+                    "force": force,
+                    "corpus": {**group["corpus"], "published_at": published_at},
+                },
+                warehouse,
+            )
+            for group in groups
+        ]
+
+    older, newer = loaded("older", "2024-01-01T00:00:00+00:00"), loaded("newer", "2024-02-01T00:00:00+00:00")
+    ingest.merge_groups(TOY, newer, warehouse)
+    with pytest.raises(ingest.NothingToLoadError, match="was staged meanwhile, and is newer"):
+        ingest.merge_groups(TOY, older, warehouse)
+    forced = loaded("forced", "2024-01-01T00:00:00+00:00", force=True)
+    assert ingest.merge_groups(TOY, forced, warehouse)["unchanged"] == 2
+
+
+def test_tables_of_abandoned_loads_are_dropped(tmp_path: Path, warehouse: Warehouse) -> None:
+    write_corpus(tmp_path, [toy_row(1)])
+    for group in ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="died"):
+        ingest.load_group(TOY, group, warehouse)
+    assert len(incoming_tables(warehouse)) == 1
+    with warehouse.connection() as connection:
+        connection.execute("update staging.incoming_loads set started_at = now() - interval '3 days'")
+    run(tmp_path, warehouse, "next")
+    assert incoming_tables(warehouse) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,10 +13,12 @@ from include.sources.reader import (
     CorpusFile,
     SourceError,
     audio_reader,
+    choose_row_groups,
     group_files,
     read_metadata,
     resolve_corpus,
 )
+from include.sources.recipe import emotion
 from tests.include.sources.corpus_files import TOY, TOY_SCHEMA, toy_row, write_corpus
 
 
@@ -55,6 +58,38 @@ def test_groups_are_balanced_and_hold_every_file_once() -> None:
     sizes = [sum(file.size for file in group) for group in groups]
     assert max(sizes) - min(sizes) <= 30
     assert len(group_files(files[:2], 8)) == 2
+
+
+def chosen_rows(hub: Path, max_rows: int) -> list[str]:
+    corpus = choose_row_groups(resolve_corpus(TOY, str(hub)), max_rows)
+    return [row["file"] for f in corpus.files for t in read_metadata(corpus, f, TOY) for row in t.to_pylist()]
+
+
+def test_a_cap_takes_whole_row_groups_the_same_ones_every_time(tmp_path: Path) -> None:
+    rows = [toy_row(n) for n in range(90)]
+    write_corpus(tmp_path, rows[:30], rows[30:60], rows[60:], row_group_size=5)
+    few, more = chosen_rows(tmp_path, 23), chosen_rows(tmp_path, 50)
+    assert (len(few), len(more)) == (20, 50)
+    assert set(few) < set(more) and few == chosen_rows(tmp_path, 23)
+    assert len(chosen_rows(tmp_path, 1)) == 5  # at least one row group
+    assert len(chosen_rows(tmp_path, 90)) == len(chosen_rows(tmp_path, 1000)) == 90
+    # Every row still knows where it lies.
+    corpus = choose_row_groups(resolve_corpus(TOY, str(tmp_path)), 23)
+    assert corpus.rows == 90
+    read_audio = audio_reader(corpus)
+    for file in corpus.files:
+        for row in [row for table in read_metadata(corpus, file, TOY) for row in table.to_pylist()]:
+            clip = read_audio(row["audio_file"], row["audio_row_group"])[row["audio_row"]].as_py()
+            assert clip["path"] == row["file"]
+
+
+def test_files_appended_to_a_corpus_leave_most_chosen_rows_chosen(tmp_path: Path) -> None:
+    shards = [[toy_row(n) for n in range(start, start + 40)] for start in range(0, 400, 40)]
+    write_corpus(tmp_path, *shards[:9], row_group_size=5)
+    before = set(chosen_rows(tmp_path, 100))
+    write_corpus(tmp_path, *shards, row_group_size=5)
+    after = set(chosen_rows(tmp_path, 100))
+    assert len(before & after) >= 80
 
 
 def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
@@ -102,6 +137,25 @@ def test_class_numbers_are_named_by_the_file_itself(tmp_path: Path) -> None:
     rows = [toy_row(n, emotion=n - 1) for n in range(4)]
     write_corpus(tmp_path, rows, schema=schema, class_names={"emotion": ["neutral", "joy"]})
     assert read_all(tmp_path)["emotion"].to_pylist() == ["-1", "neutral", "joy", "2"]
+
+
+def test_class_names_of_the_recipe_count_where_the_file_declares_none(tmp_path: Path) -> None:
+    position = TOY_SCHEMA.get_field_index("emotion")
+    schema = TOY_SCHEMA.set(position, pa.field("emotion", pa.int64()))
+    write_corpus(tmp_path, [toy_row(n, emotion=n) for n in range(3)], schema=schema)
+    named = replace(TOY, fields={**TOY.fields, "emotion": emotion("emotion", class_names=("joy", "fear"))})
+    corpus = resolve_corpus(named, str(tmp_path))
+    (table,) = read_metadata(corpus, corpus.files[0], named)
+    assert table["emotion"].to_pylist() == ["joy", "fear", "2"]
+
+
+@pytest.mark.parametrize("value", [True, b"happy"])
+def test_labels_of_a_strange_type_are_drift(tmp_path: Path, value: object) -> None:
+    position = TOY_SCHEMA.get_field_index("emotion")
+    schema = TOY_SCHEMA.set(position, pa.field("emotion", pa.scalar(value).type))
+    write_corpus(tmp_path, [toy_row(1, emotion=value)], schema=schema)
+    with pytest.raises(SourceError, match=r"column 'emotion' where the recipe expects label"):
+        read_all(tmp_path)
 
 
 def test_the_real_corpora_can_be_read(shared_data: Path) -> None:
