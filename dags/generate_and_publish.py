@@ -21,12 +21,11 @@ from airflow.sdk import (
     task,
     task_group,
 )
-from airflow.sdk.exceptions import AirflowSkipException
 
 from include.modes import MODES
 from include.orchestration.assets import RELEASE, STAGED
 from include.orchestration.connections import warehouse
-from include.orchestration.defaults import DEFAULT_ARGS, GENERATE_ARGS, START_DATE, check_conf
+from include.orchestration.defaults import DEFAULT_ARGS, GENERATE_ARGS, START_DATE, check_conf, skip
 from include.settings import get_settings
 from include.sources import RECIPES
 
@@ -100,7 +99,7 @@ def generate_and_publish() -> None:
         log.info("woken by %s", woken_by)
         work = plan_run(warehouse(), get_settings(), params)
         if work is None:
-            raise AirflowSkipException("nothing is pending and nothing is new: no work")
+            skip("nothing is pending and nothing is new: no work")
         return work
 
     def generate_mode(mode: str, work) -> None:
@@ -133,7 +132,7 @@ def generate_and_publish() -> None:
 
         release = merge_and_publish(warehouse(), get_settings(), params)
         if release is None:
-            raise AirflowSkipException("no new release")
+            skip("no new release")
         return release
 
     planned = plan()

@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
-from airflow.sdk.exceptions import AirflowSkipException
 
 from include import ingest
 from include.orchestration.assets import STAGED
 from include.orchestration.connections import warehouse
-from include.orchestration.defaults import DEFAULT_ARGS, START_DATE, check_conf
+from include.orchestration.defaults import DEFAULT_ARGS, START_DATE, check_conf, skip
 from include.settings import get_settings
 from include.sources import RECIPES
 from include.sources.recipe import SourceRecipe
@@ -64,7 +63,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
                     force=params["force"],
                 )
             except ingest.NothingToLoadError as nothing:
-                raise AirflowSkipException(str(nothing)) from nothing
+                skip(str(nothing))
 
         @task(map_index_template="{{ map_label }}")
         def load(group: dict) -> dict:
@@ -76,10 +75,10 @@ def ingest_dag(recipe: SourceRecipe) -> None:
             try:
                 merged = ingest.merge_groups(recipe, list(loads), warehouse())
             except ingest.NothingToLoadError as overtaken:
-                raise AirflowSkipException(str(overtaken)) from overtaken
+                skip(str(overtaken))
             if not ingest.has_changes(merged):
                 log.info("%s", ingest.describe_load(recipe, merged, warehouse()))
-                raise AirflowSkipException(f"{recipe.name}: nothing changed, so nobody is told")
+                skip(f"{recipe.name}: nothing changed, so nobody is told")
             outlet_events[STAGED[recipe.name]].extra = {
                 name: merged[name] for name in ("revision", "staged", "changed", "retired")
             }

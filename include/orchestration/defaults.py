@@ -1,14 +1,18 @@
-"""What all DAGs share: retries, pool and queue, owner, start date, and the check of a run's conf."""
+"""What all DAGs share: retries, pool and queue, owner, start date, skipping, and the check of a run's conf."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk.exceptions import AirflowSkipException
 
 from include.schema import BadInputError
+
+log = logging.getLogger(__name__)
 
 OWNER = "data-platform"
 GPU_POOL = "gpu"
@@ -38,6 +42,12 @@ DEFAULT_ARGS: dict[str, Any] = {
 
 # A generating task may die with its GPU; what it had stored is not lost, so it may try often.
 GENERATE_ARGS: dict[str, Any] = {"pool": GPU_POOL, "queue": GPU_QUEUE, "retries": 5}
+
+
+def skip(reason: str) -> NoReturn:
+    """Skip this task, and with it what comes after; Airflow itself would not show the reason in the log."""
+    log.warning("skipped: %s", reason)
+    raise AirflowSkipException(reason)
 
 
 def check_conf(conf: Mapping[str, Any] | None, known: Iterable[str]) -> None:

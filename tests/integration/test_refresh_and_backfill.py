@@ -55,6 +55,15 @@ class World:
             0
         ]
 
+    def unpause(self, dag: str) -> None:
+        """Unpause a DAG with a cron, which at once starts the run of its last tick, and wait for that."""
+        self.sift.api.unpause(dag)
+        deadline = time.monotonic() + 120
+        while not self.sift.api.runs(dag):
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        self.wait_for_runs(dag)
+
     def wait_for_runs(self, dag: str, most_s: float = 240) -> None:
         """Until no run of a DAG is under way, and no event waits for one."""
         deadline = time.monotonic() + most_s
@@ -109,13 +118,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def test_a_backfill_never_goes_back_unless_it_is_told_to(world: World) -> None:
     first, second = world.revisions
-    # Unpausing it starts the scheduled run of last Sunday, which stages the newest revision.
-    world.sift.api.unpause("ingest_savee")
-    deadline = time.monotonic() + 120
-    while not world.sift.api.runs("ingest_savee"):
-        assert time.monotonic() < deadline
-        time.sleep(1)
-    world.wait_for_runs("ingest_savee")
+    world.unpause("ingest_savee")  # last Sunday's run stages the newest revision
     assert world.staged("savee") == 4
 
     said = world.sift("backfill", "ingest_savee", "--from", "2024-01-28", "--to", "2024-02-18", "--wait")
@@ -149,8 +152,7 @@ def test_a_backfill_that_makes_no_sense_is_refused(world: World, arguments: tupl
 
 
 def test_a_refresh_without_news_wakes_nobody_and_one_with_news_does(world: World) -> None:
-    world.sift.api.unpause("generate_and_publish")
-    world.wait_for_runs("generate_and_publish")
+    world.unpause("generate_and_publish")
     before = len(world.sift.api.runs("generate_and_publish"))
     world.sift("trigger", "ingest_savee", "--wait")
     world.wait_for_runs("generate_and_publish")

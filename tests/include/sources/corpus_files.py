@@ -43,7 +43,7 @@ TOY_SCHEMA = pa.schema(
 def toy_row(number: int, **changes: object) -> dict[str, object]:
     return {
         "file": f"{number:03}.wav",
-        "audio": {"bytes": b"RIFF" + bytes([number % 256]) * 50, "path": f"{number:03}.wav"},
+        "audio": {"bytes": b"RIFF\x3a\0\0\0WAVE" + bytes([number % 256]) * 54, "path": f"{number:03}.wav"},
         "transcription": f"Sentence number {number}.",
         "emotion": "happy",
         "gender": "Female",
