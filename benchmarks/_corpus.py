@@ -65,12 +65,14 @@ def write_commonvoice(
 
 
 def write_every_source(hub: Path) -> None:
-    """Write the few rows of each recipe's fixture, with a second of noise as their audio."""
+    """Write the usable rows of each recipe's fixture, with a second of noise as their audio."""
     clip = _wav_header(32_044) + np.random.default_rng(0).bytes(32_000)
     for recipe in RECIPES.values():
         fixture = json.loads((FIXTURES / f"{recipe.name}.json").read_text(encoding="utf-8"))
         rows = []
-        for number, row in enumerate(fixture["rows"]):
+        for number, (row, sample) in enumerate(zip(fixture["rows"], fixture["samples"], strict=True)):
+            if "reject_reason" in sample:
+                continue
             path = (row.get(recipe.audio_column) or {}).get("path", f"{number}.wav")
             rows.append({**row, recipe.audio_column: {"bytes": clip, "path": path}})
         folder = hub / recipe.repository

@@ -15,7 +15,8 @@ def report(name: str, figures: Mapping[str, float], reach: Mapping[str, str] | N
     width = max(map(len, figures))
     print(f"{'figure':<{width}}{'value':>16}  reach")
     for key, value in figures.items():
-        shown = f"{value:,.4f}" if abs(value) < 1 else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+        digits = 0 if value == int(value) or abs(value) >= 100 else 1 if abs(value) >= 1 else 4
+        shown = f"{value:,.{digits}f}"
         print(f"{key:<{width}}{shown:>16}  {(reach or {}).get(key, '')}".rstrip())
     folder = Path(os.environ.get("SIFT_HOME", ROOT / ".sift")) / "bench"
     folder.mkdir(parents=True, exist_ok=True)

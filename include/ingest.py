@@ -122,21 +122,22 @@ def load_group(recipe: SourceRecipe, group: dict[str, Any], warehouse: Warehouse
     unmapped: LabelCounts = {}
     left_out: LabelCounts = {}
     incoming = IncomingLoad(group["load_id"])
-    incoming.prepare(warehouse, recipe.name)
-    with warehouse.transaction() as connection:
-        incoming.clear(connection, group["file_group"])
-        for file in corpus.files:
-            for batch in read_metadata(corpus, file, recipe):
-                staged = recipe.stage(batch)
-                incoming.append(connection, group["file_group"], staged.table)
-                reasons = staged.table.column("reject_reason").drop_null().value_counts().to_pylist()
-                rejected = {entry["values"]: entry["counts"] for entry in reasons}
-                report.read += len(batch)
-                report.written += len(batch) - sum(rejected.values())
-                report.skipped = merge_counts(report.skipped, rejected)
-                unmapped = _merged_labels(unmapped, staged.unmapped)
-                left_out = _merged_labels(left_out, staged.left_out)
-            log.info("%s: %d rows read up to %s", recipe.name, report.read, file.path)
+    with warehouse.connection() as connection:
+        incoming.prepare(connection, recipe.name)
+        with connection.transaction():
+            incoming.clear(connection, group["file_group"])
+            for file in corpus.files:
+                for batch in read_metadata(corpus, file, recipe):
+                    staged = recipe.stage(batch)
+                    incoming.append(connection, group["file_group"], staged.table)
+                    reasons = staged.table.column("reject_reason").drop_null().value_counts().to_pylist()
+                    rejected = {entry["values"]: entry["counts"] for entry in reasons}
+                    report.read += len(batch)
+                    report.written += len(batch) - sum(rejected.values())
+                    report.skipped = merge_counts(report.skipped, rejected)
+                    unmapped = _merged_labels(unmapped, staged.unmapped)
+                    left_out = _merged_labels(left_out, staged.left_out)
+                log.info("%s: %d rows read up to %s", recipe.name, report.read, file.path)
     return {**group, "report": asdict(report.check()), "unmapped": unmapped, "left_out": left_out}
 
 

@@ -18,6 +18,10 @@ from include.storage.warehouse import Warehouse, copy_in, statement
 _INCOMING_COLUMNS = ("file_group", *STAGED_SCHEMA.names, "reject_reason")
 
 
+# Nobody has to wait for the disk here: merge finds out what a crash has lost, and it is loaded again.
+_LOST_IS_LOADED_AGAIN = "set local synchronous_commit = off"
+
+
 class MergeRefusedError(BadInputError):
     """A load must not be merged; the message says why. Nothing was changed."""
 
@@ -38,15 +42,13 @@ class IncomingLoad:
         self._name = f"incoming_{hashlib.sha256(load_id.encode()).hexdigest()[:16]}"
         self._table = sql.Identifier("staging", self._name)
 
-    def prepare(self, warehouse: Warehouse, source: str) -> None:
+    def prepare(self, connection: Any, source: str) -> None:
         """Make the table if it is not there; several tasks may do so at once."""
-        with warehouse.transaction() as connection:
+        with connection.transaction():
+            connection.execute(_LOST_IS_LOADED_AGAIN)
             connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [self._name])
-            connection.execute(
-                sql.SQL("create unlogged table if not exists {} (like staging.incoming including defaults)").format(
-                    self._table
-                )
-            )
+            create = "create unlogged table if not exists {} (like staging.incoming including defaults)"
+            connection.execute(sql.SQL(create).format(self._table))
             values = {"load_id": self.load_id, "source": source, "incoming": self._name}
             connection.execute(statement("insert_incoming_load"), values)
 
@@ -63,6 +65,7 @@ class IncomingLoad:
 
     def clear(self, connection: Any, file_group: int) -> None:
         """Drop the rows of a group that an earlier try of its task has left."""
+        connection.execute(_LOST_IS_LOADED_AGAIN)
         self.execute(connection, "clear_incoming", {"file_group": file_group})
 
     def append(self, connection: Any, file_group: int, rows: pa.Table) -> None:
