@@ -21,11 +21,14 @@ for _name in [name for name in os.environ if name.startswith(("SIFT_", "AIRFLOW"
 
 from include.local.postgres import PostgresServer, running_postgres
 from include.settings import PROJECT_ROOT, Settings
+from include.sources import RECIPES
 from include.storage.warehouse import Warehouse
 
 Settings.model_config["env_file"] = None  # nor the developer's .env
 
 SAMPLES = PROJECT_ROOT / "samples"
+SAMPLED = [name for name, recipe in RECIPES.items() if (SAMPLES / recipe.repository).is_dir()]
+"""Sources that the bundled samples hold."""
 SHARED = PROJECT_ROOT.parent / "shared"
 
 

@@ -33,7 +33,7 @@ EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
 @pytest.fixture
 def staged(tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Stage the toy corpus with these rows (again)."""
-    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe: "code")
+    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe, max_rows: "code")
 
     def stage(rows: Sequence[dict[str, object]]) -> None:
         write_corpus(tmp_path, list(rows))

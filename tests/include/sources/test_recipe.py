@@ -14,11 +14,10 @@ from include.schema import AGE_GROUPS, EMOTIONS, GENDERS, PACES, STAGED_SCHEMA, 
 from include.sources import RECIPES
 from include.sources.reader import Corpus, CorpusFile, read_metadata, resolve_corpus
 from include.sources.recipe import CANONICAL_COLUMNS, SourceRecipe, StagedBatch, text
-from tests.conftest import SAMPLES
+from tests.conftest import SAMPLED, SAMPLES
 from tests.include.sources.corpus_files import TOY, toy_row, write_corpus
 
 FIXTURES = Path(__file__).parent / "fixtures"
-SAMPLED = [name for name, recipe in RECIPES.items() if (SAMPLES / recipe.repository).is_dir()]
 VOCABULARIES = {"emotion": EMOTIONS, "gender": GENDERS, "age": AGE_GROUPS, "pace": PACES, "volume": VOLUMES}
 
 
