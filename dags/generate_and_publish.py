@@ -121,10 +121,10 @@ def generate_and_publish() -> None:
         return group(work)
 
     @task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
-    def quality_report() -> None:
+    def quality_report(dag_run=None) -> None:
         from include.generate import describe_quality
 
-        log.info("%s", describe_quality(warehouse(), get_settings(), SOURCES, list(MODES)))
+        log.info("%s", describe_quality(warehouse(), get_settings(), SOURCES, list(MODES), dag_run.run_id))
 
     @task(outlets=[RELEASE])
     def merge_and_publish(params: dict | None = None) -> dict:

@@ -278,7 +278,7 @@ def new_source(context: typer.Context) -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def docs(context: typer.Context) -> None:
-    """Write the generated documents, docs/SOURCES.md and docs/DAGS.md; --check only compares them."""
+    """Write the generated documents, docs/SOURCES.md, docs/QUALITY.md and docs/DAGS.md; --check only compares them."""
     _run_tool("generate_docs", *context.args)
 
 

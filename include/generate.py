@@ -10,12 +10,19 @@ from typing import Any
 from include.generation import make_engine
 from include.generation.device import device_candidates, lease_device
 from include.generation.identity import pinned
-from include.generation.runner import current_mode_hashes, plan_shards, run_shard, sync_prompts
+from include.generation.runner import (
+    current_mode_hashes,
+    judge_again,
+    measure_quality,
+    plan_shards,
+    run_shard,
+    sync_prompts,
+)
 from include.modes import MODES
 from include.publish.merge import has_news
 from include.settings import Settings
 from include.sources import RECIPES
-from include.storage.generation import Scope, count_verdicts, coverage
+from include.storage.generation import Scope, coverage, previous_quality, save_quality, verdicts_by_source
 from include.storage.staging import latest_loads
 from include.storage.warehouse import Warehouse
 
@@ -38,6 +45,10 @@ def plan_run(
     hashes = current_mode_hashes(settings, list(MODES))
     updated = sync_prompts(warehouse, staged, hashes)
     log.info("%d sources staged, %d prompts new or changed", len(staged), updated)
+    # Before work is counted: what a stricter rule rejects now is written again by this very run.
+    again = judge_again(warehouse, settings, staged)
+    if again["judged"]:
+        log.info("%(judged)d responses judged again by changed rules, %(demoted)d of them rejected now", again)
     scope = Scope(
         sources=[source for source in staged if source in params["sources"]],
         max_attempts=settings.max_attempts,
@@ -61,17 +72,40 @@ def generate_shard(warehouse: Warehouse, settings: Settings, shard: dict[str, An
         return asdict(run_shard(warehouse, make_engine(settings), settings, shard, run_id))
 
 
-def describe_quality(warehouse: Warehouse, settings: Settings, sources: Sequence[str], modes: Sequence[str]) -> str:
-    """Show coverage by source and mode, and verdicts by mode."""
+def describe_quality(
+    warehouse: Warehouse, settings: Settings, sources: Sequence[str], modes: Sequence[str], run_id: str
+) -> str:
+    """Judge again where rules have changed, measure, keep the measures, and show all of it.
+
+    Returns:
+        Coverage by source and mode, verdicts by mode, rule and source, and each mode's measures beside those of the
+        report before.
+    """
+    again = judge_again(warehouse, settings, sources)
     lines = [f"{'source':<16}{'mode':<12}{'staged':>9}{'accepted':>9}{'pending':>9}{'given up':>9}"]
     lines += [
         f"{row['source']:<16}{row['mode']:<12}{row['staged']:>9}{row['accepted']:>9}{row['pending']:>9}"
         f"{row['given_up']:>9}"
         for row in coverage(warehouse, sources, modes, settings.max_attempts)
     ]
-    lines.append("")
-    for mode, verdicts in count_verdicts(warehouse, sources).items():
-        texts = sum(verdicts.values())
-        shown = ", ".join(f"{verdict} {count} ({count / texts:.0%})" for verdict, count in verdicts.items())
-        lines.append(f"{mode}: {texts} texts: {shown}")
+    if again["demoted"]:
+        lines.append(
+            f"rules changed: {again['demoted']} of {again['judged']} responses are rejected now, so pending again"
+        )
+    previous = previous_quality(warehouse, run_id)
+    verdicts = verdicts_by_source(warehouse, sources)
+    for mode in modes:
+        by_verdict = verdicts.get(mode, {})
+        texts = sum(sum(by_source.values()) for by_source in by_verdict.values())
+        lines += ["", f"{mode}: {texts} texts"]
+        for verdict, by_source in by_verdict.items():
+            count = sum(by_source.values())
+            where = ", ".join(f"{source} {rows}" for source, rows in by_source.items())
+            lines.append(f"  {verdict:<24}{count:>7} ({count / texts:.1%})  {where}")
+        measures = measure_quality(warehouse, settings, sources, mode)
+        save_quality(warehouse, run_id, mode, measures)
+        before = previous.get(mode, {})
+        for name, value in measures.items():
+            was = f"  (before {before[name]:.3f})" if name in before else ""
+            lines.append(f"  {name:<32}{value:>10.3f}{was}")
     return "\n".join(lines)

@@ -50,6 +50,22 @@ PROFILES: dict[str, dict[str, Any]] = {
             "stop_after_sentences": 1,
         },
         "max_attempts": 2,
+        # What the small model cannot do is counted, not rejected; the hard rules stay.
+        "rule_severities": dict.fromkeys(
+            (
+                "describes_audio",
+                "copied_transcript",
+                "wrong_tone",
+                "no_quote",
+                "wrong_quote",
+                "wrong_gender",
+                "invented_gender",
+                "wrong_emotion",
+                "invented_age",
+                "invented_accent",
+            ),
+            "warn",
+        ),
     },
 }
 
@@ -92,6 +108,9 @@ class Settings(BaseSettings):
     sampling: Sampling = Field(default_factory=Sampling, description="Sampling parameters (SIFT_SAMPLING__TEMPERATURE)")
     run_seed: int = Field(0, ge=0, description="Base of every row's sampling seed")
     max_attempts: int = Field(3, ge=1, le=20, description="Tries per prompt before a row is given up")
+    rule_severities: dict[str, Literal["reject", "warn", "off"]] = Field(
+        default_factory=dict, description='Severity of quality rules instead of their own, as {"too_long": "reject"}'
+    )
     batch_size: int = Field(32, ge=1, description="Rows generated at once on a CPU")
     cpu_threads: int = Field(
         0, ge=0, description="CPU threads of the engine; 0: the cores given, in the embedded profile less one"
@@ -110,6 +129,7 @@ class Settings(BaseSettings):
         profile = PROFILES.get(values.get("profile", "production"), {})
         merged = {**profile, **values}
         merged["sampling"] = {**profile.get("sampling", {}), **_as_dict(values.get("sampling", {}))}
+        merged["rule_severities"] = {**profile.get("rule_severities", {}), **values.get("rule_severities", {})}
         return merged
 
     @field_validator("home")

@@ -1,4 +1,4 @@
-"""Write docs/SOURCES.md and docs/DAGS.md from the recipes and the DAGs; CI checks that they are up to date."""
+"""Write docs/SOURCES.md, docs/QUALITY.md and docs/DAGS.md from the code; CI checks that they are up to date."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from cron_descriptor import Options, get_description
 
-from include.settings import PROJECT_ROOT, Settings
+from include.quality.rules import RULES
+from include.settings import PROFILES, PROJECT_ROOT, Settings
 from include.sources import RECIPES
 from include.sources.recipe import SourceRecipe
 
@@ -63,6 +64,28 @@ def _repository(recipe: SourceRecipe) -> str:
 
 def _count(rows: int | None) -> str:
     return f"{rows:,}" if rows else ""
+
+
+def quality_page() -> str:
+    """Describe every quality rule: what it stops, where, and how severe it is."""
+    embedded = PROFILES["embedded"]["rule_severities"]
+    lines = [
+        HEAD.format(origin="include/quality/rules.py"),
+        "# Quality rules\n",
+        "Each answer is judged when it is written, and again when the rules have changed, without a GPU. `reject`: "
+        "tried again with another seed, up to `SIFT_MAX_ATTEMPTS` times, then given up and counted; every text is kept "
+        "in `generation.attempts` with the rule that it broke. `warn`: published, and counted in the quality report. "
+        "`SIFT_RULE_SEVERITIES` changes the severity of a rule that is not hard. The embedded profile, with its small "
+        "model, only counts what that model cannot do.\n",
+        "| rule | what it stops | modes | severity | embedded |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rule in RULES.items():
+        meaning = " ".join((rule.broken.__doc__ or "").split())
+        modes = ", ".join(f"`{mode}`" for mode in rule.modes) if rule.modes else "all"
+        severity = f"{rule.severity}, hard" if rule.hard else rule.severity
+        lines.append(f"| `{name}` | {meaning} | {modes} | {severity} | {embedded.get(name, rule.severity)} |")
+    return "\n".join(lines) + "\n"
 
 
 def dags_page(dags: dict[str, Any]) -> str:
@@ -146,7 +169,12 @@ def load_dags() -> dict[str, Any]:
 def main(check: Annotated[bool, typer.Option(help="Write nothing; fail if a page is out of date")] = False) -> None:
     """Write the generated pages, or check them."""
     stale = []
-    for path, text in {DOCS / "SOURCES.md": sources_page(), DOCS / "DAGS.md": dags_page(load_dags())}.items():
+    pages = {
+        DOCS / "SOURCES.md": sources_page(),
+        DOCS / "QUALITY.md": quality_page(),
+        DOCS / "DAGS.md": dags_page(load_dags()),
+    }
+    for path, text in pages.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         stale.append(path.relative_to(PROJECT_ROOT).as_posix())

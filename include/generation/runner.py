@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,21 +20,26 @@ from include.generation.engine import Engine
 from include.generation.identity import model_hash_inputs
 from include.modes import MODES
 from include.modes.mode import mode_hash, prompt_hashes
-from include.quality.rules import RULES_VERSION, judge
-from include.schema import BadInputError, Prompt, Response, StepReport
+from include.quality.report import measure
+from include.quality.rules import Answer, check_severities, judge, rules_identity
+from include.schema import LABEL_COLUMNS, BadInputError, Prompt, StepReport
 from include.settings import Settings
 from include.storage.generation import (
     NEW_PROMPTS_SCHEMA,
+    VERDICTS_SCHEMA,
     JudgedResponse,
     Progress,
     Scope,
     count_pending,
+    judged_otherwise,
     pending_window,
     register_mode,
+    sampled_responses,
     save_progress,
     shard_lock,
     stale_prompts,
     store_responses,
+    store_verdicts,
     upsert_prompts,
 )
 from include.storage.warehouse import Warehouse
@@ -43,6 +48,8 @@ log = logging.getLogger(__name__)
 
 # Prompts in memory at once; engines sort by length within them.
 WINDOW = 8192
+# Accepted responses of a mode that its measures look at.
+QUALITY_SAMPLE = 5000
 
 
 def current_mode_hashes(settings: Settings, modes: Sequence[str]) -> dict[str, tuple[str, dict[str, object]]]:
@@ -73,6 +80,37 @@ def sync_prompts(warehouse: Warehouse, sources: Sequence[str], hashes: dict[str,
                 upsert_prompts(warehouse, source, mode, hash_of_mode, rows)
                 updated += len(rows)
     return updated
+
+
+def judge_again(warehouse: Warehouse, settings: Settings, sources: Sequence[str]) -> dict[str, int]:
+    """Judge current responses that other rules have judged before; no GPU is needed.
+
+    Returns:
+        Responses looked at, "judged", and those that a rule rejects now, "demoted": they are pending again.
+
+    Raises:
+        BadInputError: If the settings name a rule that is not there, or loosen a hard one.
+    """
+    check_severities(settings.rule_severities)
+    rules_version = rules_identity(settings.rule_severities)
+    counts = {"judged": 0, "demoted": 0}
+    for batch in judged_otherwise(warehouse, sources, rules_version):
+        rows = batch.to_pylist()
+        verdicts = [
+            judge(_answer(row["mode"], row["response"], row["finish_reason"], row), settings.rule_severities)
+            for row in rows
+        ]
+        table = pa.Table.from_batches([batch.select(VERDICTS_SCHEMA.names[:-1])]).append_column("verdict", [verdicts])
+        counts["demoted"] += store_verdicts(warehouse, table, rules_version)
+        counts["judged"] += len(rows)
+    return counts
+
+
+def measure_quality(warehouse: Warehouse, settings: Settings, sources: Sequence[str], mode: str) -> dict[str, float]:
+    """Measure a mode's accepted responses, on at most QUALITY_SAMPLE of them, the same clips every time."""
+    rows = sampled_responses(warehouse, sources, mode, QUALITY_SAMPLE).to_pylist()
+    answers = [_answer(mode, row["response"], row["finish_reason"], row) for row in rows]
+    return measure(answers, settings.rule_severities)
 
 
 def plan_shards(
@@ -164,12 +202,17 @@ def _generate(
     report: StepReport,
 ) -> None:
     started = time.monotonic()
-    transcripts: dict[str, str] = {}
+    rules_version = rules_identity(settings.rule_severities)
     while len(window := pending_window(warehouse, scope, mode, hash_of_mode, WINDOW)):
         prompts = _prompts(window, settings, mode, hash_of_mode)
-        transcripts = dict(zip(window["sample_id"].to_pylist(), window["text"].to_pylist(), strict=True))
+        clips = {row["sample_id"]: row for row in window.to_pylist()}
         for responses in engine.generate(prompts):
-            judged = [_judged(response, engine, transcripts[response.prompt.sample_id]) for response in responses]
+            judged = []
+            for response in responses:
+                text = clean_answer(response.text)
+                answer = _answer(mode, text, response.finish_reason, clips[response.prompt.sample_id])
+                verdict = judge(answer, settings.rule_severities)
+                judged.append(JudgedResponse(response, text, verdict, engine.name, rules_version))
             store_responses(warehouse, judged)
             _count(judged, scope, progress, report, time.monotonic() - started)
             save_progress(warehouse, progress)
@@ -209,10 +252,10 @@ def _prompts(window: pa.Table, settings: Settings, mode: str, hash_of_mode: str)
     ]
 
 
-def _judged(response: Response, engine: Engine, transcript: str) -> JudgedResponse:
-    text = clean_answer(response.text)
-    verdict = judge(response.prompt.mode, text, response.finish_reason, transcript)
-    return JudgedResponse(response, text, verdict, engine.name, RULES_VERSION)
+def _answer(mode: str, text: str, finish_reason: str, clip: Mapping[str, Any]) -> Answer:
+    """What is judged: a text, and the clip it was written for (a row with `text` and the label columns)."""
+    labels = {name: clip[name] for name in LABEL_COLUMNS}
+    return Answer(mode, text, finish_reason, clip["text"], labels, MODES[mode].system_prompt)
 
 
 def _count(

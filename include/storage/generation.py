@@ -27,6 +27,14 @@ PENDING_SCHEMA = pa.schema(
         *_LABELS,
     ]
 )
+VERDICTS_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "sample_id", "mode", "prompt_hash", "verdict")])
+ANSWERED_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("source", "sample_id", "mode", "prompt_hash", "response", "finish_reason")),
+        ("text", pa.string()),
+        *_LABELS,
+    ]
+)
 NEW_PROMPTS_SCHEMA = pa.schema([("sample_id", pa.string()), ("row_hash", pa.string()), ("prompt_hash", pa.string())])
 
 
@@ -76,7 +84,7 @@ class JudgedResponse:
     text: str
     verdict: str
     engine: str
-    rules_version: int
+    rules_version: str
 
 
 def register_mode(warehouse: Warehouse, mode: str, mode_hash: str, inputs: Mapping[str, object]) -> None:
@@ -163,12 +171,64 @@ def coverage(
 
 def count_verdicts(warehouse: Warehouse, sources: Sequence[str]) -> dict[str, dict[str, int]]:
     """Count verdicts on all texts written under the current prompts: mode -> verdict -> texts."""
+    return {
+        mode: {verdict: sum(by_source.values()) for verdict, by_source in verdicts.items()}
+        for mode, verdicts in verdicts_by_source(warehouse, sources).items()
+    }
+
+
+def verdicts_by_source(warehouse: Warehouse, sources: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
+    """Count verdicts on all texts written under the current prompts: mode -> verdict -> source -> texts."""
     with warehouse.connection() as connection:
         rows = connection.execute(statement("verdicts"), {"sources": list(sources)}).fetchall()
-    counts: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, dict[str, int]]] = {}
     for row in rows:
-        counts.setdefault(row["mode"], {})[row["verdict"]] = row["texts"]
+        counts.setdefault(row["mode"], {}).setdefault(row["verdict"], {})[row["source"]] = row["texts"]
     return counts
+
+
+def judged_otherwise(warehouse: Warehouse, sources: Sequence[str], rules_version: str) -> Iterator[pa.RecordBatch]:
+    """Yield current responses (ANSWERED_SCHEMA) that other rules have judged than these."""
+    params = {"sources": list(sources), "rules_version": rules_version}
+    return warehouse.stream(statement("judged_otherwise"), params, ANSWERED_SCHEMA)
+
+
+def sampled_responses(warehouse: Warehouse, sources: Sequence[str], mode: str, most: int) -> pa.Table:
+    """Return current accepted responses of a mode (ANSWERED_SCHEMA), the same clips every time."""
+    params = {"sources": list(sources), "mode": mode, "most": most}
+    batches = warehouse.stream(statement("sampled_responses"), params, ANSWERED_SCHEMA)
+    return pa.Table.from_batches(batches, schema=ANSWERED_SCHEMA)
+
+
+def store_verdicts(warehouse: Warehouse, verdicts: pa.Table, rules_version: str) -> int:
+    """Store N new verdicts (VERDICTS_SCHEMA) on responses; those that are rejected now are pending again.
+
+    Returns:
+        Responses that were demoted.
+    """
+    with warehouse.transaction() as connection:
+        connection.execute(statement("create_verdicts"))
+        copy_in(connection, sql.Identifier("new_verdicts"), VERDICTS_SCHEMA.names, verdicts)
+        params = {"rules_version": rules_version}
+        connection.execute(statement("confirm_responses"), params)
+        return connection.execute(statement("demote_responses"), params).rowcount
+
+
+def save_quality(warehouse: Warehouse, run_id: str, mode: str, measures: Mapping[str, float]) -> None:
+    """Keep the measures of a mode that a run's report has found."""
+    rows = [{"run_id": run_id, "mode": mode, "measure": name, "value": value} for name, value in measures.items()]
+    with warehouse.transaction() as connection, connection.cursor() as cursor:
+        cursor.executemany(statement("insert_quality"), rows)
+
+
+def previous_quality(warehouse: Warehouse, run_id: str) -> dict[str, dict[str, float]]:
+    """Return the measures of the newest report before this run's: mode -> measure -> value."""
+    with warehouse.connection() as connection:
+        rows = connection.execute(statement("previous_quality"), {"run_id": run_id}).fetchall()
+    measures: dict[str, dict[str, float]] = {}
+    for row in rows:
+        measures.setdefault(row["mode"], {})[row["measure"]] = row["value"]
+    return measures
 
 
 def _response_row(judged: JudgedResponse) -> dict[str, object]:

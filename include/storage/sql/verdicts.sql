@@ -1,5 +1,5 @@
 -- Verdicts on all texts written under the current prompts, accepted ones included.
-select v.mode, v.verdict, count(*) as texts
+select p.source, v.mode, v.verdict, count(*) as texts
 from (
     select source, sample_id, mode, prompt_hash, verdict from generation.responses
     union all
@@ -8,5 +8,6 @@ from (
 join generation.prompts p
     on p.source = v.source and p.sample_id = v.sample_id and p.mode = v.mode and p.prompt_hash = v.prompt_hash
 where p.source = any(%(sources)s)
-group by v.mode, v.verdict
-order by v.mode, (v.verdict = 'accepted') desc, texts desc, v.verdict
+group by p.source, v.mode, v.verdict
+order by v.mode, (v.verdict = 'accepted') desc, sum(count(*)) over (partition by v.mode, v.verdict) desc, v.verdict,
+    p.source

@@ -7,7 +7,7 @@ import pytest
 from include.generation import make_engine
 from include.generation.answer import clean_answer
 from include.generation.fake import FAULTS, FakeEngine, parse_faults
-from include.quality.rules import judge
+from include.quality.rules import Answer, judge
 from include.schema import Prompt, Response
 from include.settings import Settings
 
@@ -53,7 +53,8 @@ def test_text_depends_on_mode_message_and_seed_alone() -> None:
 @pytest.mark.parametrize("mode", ["sift_s", "sift_ssp", "sit_ssp"])
 def test_plain_answers_are_accepted(mode: str) -> None:
     for response in answers("", [fake_prompt(seed, mode, CONTEXT) for seed in range(100)]):
-        assert judge(mode, response.text, response.finish_reason) == "accepted"
+        labels = {"gender": "female", "emotion": "angry"}
+        assert judge(Answer(mode, response.text, response.finish_reason, "leave me alone", labels)) == "accepted"
         assert response.prompt_tokens > 0 and response.response_tokens > 0
 
 
@@ -68,7 +69,7 @@ def test_a_description_says_what_its_labels_say() -> None:
 )
 def test_faults_break_their_rule(fault: str, verdict: str) -> None:
     for response in answers(f"{fault}:1", [fake_prompt(seed) for seed in range(20)]):
-        assert judge("sift_s", clean_answer(response.text), response.finish_reason) == verdict
+        assert judge(Answer("sift_s", clean_answer(response.text), response.finish_reason)) == verdict
 
 
 def test_a_refusal_denies_hearing() -> None:

@@ -16,10 +16,20 @@ from typing import Any
 import pytest
 
 from include import ingest
+from include.generate import describe_quality
 from include.generation.fake import FakeEngine
-from include.generation.runner import current_mode_hashes, plan_shards, row_seed, run_shard, sync_prompts
+from include.generation.runner import (
+    current_mode_hashes,
+    judge_again,
+    measure_quality,
+    plan_shards,
+    row_seed,
+    run_shard,
+    sync_prompts,
+)
 from include.modes import MODES
 from include.modes.mode import Mode
+from include.quality.rules import RULES, Rule, rules_identity
 from include.schema import Prompt, Response
 from include.settings import Settings
 from include.storage.generation import Scope, coverage, list_progress
@@ -257,3 +267,58 @@ def _wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
+
+
+def test_changed_rules_judge_again_without_an_engine(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]
+) -> None:
+    settings = make_settings()
+    generate(warehouse, settings)
+    assert judge_again(warehouse, settings, ["toy"]) == {"judged": 0, "demoted": 0}
+    before = responses(warehouse)
+    stricter = make_settings(rule_severities={"too_long": "reject"})
+    assert judge_again(warehouse, stricter, ["toy"]) == {"judged": 3 * ROWS, "demoted": 0}
+    assert [row["response"] for row in responses(warehouse)] == [row["response"] for row in before]
+    assert {row["rules_version"] for row in responses(warehouse)} == {rules_identity({"too_long": "reject"})}
+
+
+def test_a_response_that_a_rule_rejects_now_is_pending_again_and_its_text_is_kept(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings()
+    generate(warehouse, settings)
+    doomed = {row["sample_id"] for row in responses(warehouse) if row["mode"] == "sift_s" and "hear" in row["response"]}
+    assert 0 < len(doomed) < ROWS
+    rule = Rule("says_hear", lambda answer: "hear" in answer.text, ("sift_s",), "reject", False)
+    monkeypatch.setitem(RULES, "says_hear", rule)
+    assert judge_again(warehouse, settings, ["toy"]) == {"judged": 3 * ROWS, "demoted": len(doomed)}
+    work = plan(warehouse, settings)
+    assert {mode: sum(shard["pending"] for shard in shards) for mode, shards in work.items()} == {
+        "sift_s": len(doomed),
+        "sift_ssp": 0,
+        "sit_ssp": 0,
+    }
+    with warehouse.connection() as connection:
+        kept = connection.execute("select sample_id, attempt, verdict from generation.attempts").fetchall()
+    assert {(row["sample_id"], row["attempt"], row["verdict"]) for row in kept} == {(s, 1, "says_hear") for s in doomed}
+    generate(warehouse, settings)
+    again = [row for row in responses(warehouse) if row["mode"] == "sift_s" and row["sample_id"] in doomed]
+    # With another seed, and so another text.
+    assert again and all(row["attempt"] > 1 and "hear" not in row["response"] for row in again)
+
+
+def test_measures_are_kept_and_shown_beside_the_ones_before(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings()
+    generate(warehouse, settings)
+    first = describe_quality(warehouse, settings, ["toy"], list(MODES), "first")
+    assert "sit_ssp: 40 texts" in first and "accepted" in first and "toy 40" in first
+    assert "(before" not in first
+    measures = measure_quality(warehouse, settings, ["toy"], "sit_ssp")
+    assert measures["answers"] == ROWS
+    assert measures["emotion_named"] == measures["emotion_agrees"] == 1  # the fake engine repeats the label
+    assert 0 < measures["distinct_1"] < measures["distinct_3"] <= 1
+    assert measures["same_opening"] > 0.5
+    second = describe_quality(warehouse, settings, ["toy"], list(MODES), "second")
+    assert f"(before {measures['words_mean']:.3f})" in second

@@ -9,7 +9,7 @@ import pytest
 
 from include.generation.answer import clean_answer
 from include.generation.transformers_engine import TransformersEngine
-from include.quality.rules import judge
+from include.quality.rules import Answer, judge
 from include.schema import Prompt, Response
 from include.settings import PROJECT_ROOT, Settings
 
@@ -83,7 +83,9 @@ def test_every_mode_gets_sensible_answers(small_engine: TransformersEngine, make
         assert response.finish_reason in ("stop", "sentences")
         assert 3 <= response.response_tokens <= 96
         assert response.prompt_tokens > 25
-    verdicts = [judge(response.prompt.mode, response.text, response.finish_reason) for response in responses.values()]
+    verdicts = [
+        judge(Answer(response.prompt.mode, response.text, response.finish_reason)) for response in responses.values()
+    ]
     assert verdicts.count("accepted") >= 5
 
 

@@ -60,7 +60,7 @@ def test_a_release_holds_every_accepted_row_and_opens(warehouse: Warehouse, sett
     original = source["train"].cast_column("audio", datasets.Audio(decode=False))
     assert [row["bytes"] for row in clips["audio"]][::3] == [row["bytes"] for row in original["audio"]]
     assert [row["release_id"] for row in list_releases(warehouse)] == [release["release_id"]]
-    assert "ravdess         sift_s" in describe_quality(warehouse, settings, SAMPLED, list(MODES))
+    assert "ravdess         sift_s" in describe_quality(warehouse, settings, SAMPLED, list(MODES), "run")
 
 
 def test_nothing_new_publishes_nothing(warehouse: Warehouse, settings: Settings) -> None:
