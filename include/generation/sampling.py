@@ -67,6 +67,10 @@ class SeededSampler:
         noisy = (candidates + candidates.new_tensor(noise)).masked_fill(outside, -np.inf)
         return scores.new_full(scores.shape, -np.inf).scatter(1, tokens, noisy)
 
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch only, in this order."""
+        self.seeds = [self.seeds[row] for row in rows]
+
 
 def gumbel_noise(seeds: Sequence[int], step: int, size: int) -> NDArray[np.float32]:
     """Draw the noise of one step.
@@ -136,3 +140,8 @@ class SentenceLimit:
                 if sentence_end(self.decode(answer), self.sentences) is not None:
                     self.ended[row] = len(answer)
         return input_ids.new_tensor([row in self.ended for row in range(input_ids.shape[0])]).bool()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows of the batch only, in this order; none of them has ended."""
+        self._terminators = {at: self._terminators.get(row, 0) for at, row in enumerate(rows)}
+        self.ended = {}

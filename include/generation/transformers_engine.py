@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from datetime import date
 from functools import cached_property
 from typing import Any
 
 from include.generation.answer import sentence_end
-from include.generation.chat_template import freeze_date
-from include.generation.identity import local_model_dir, resolve_revision, unavailable
+from include.generation.decoding import DecodedRow, decode_batch
+from include.generation.identity import unavailable
+from include.generation.rendering import PromptRenderer, load_tokenizer, model_source
 from include.generation.sampling import SeededSampler, SentenceLimit
 from include.schema import FinishReason, Prompt, Response
 from include.settings import Settings
@@ -70,20 +70,16 @@ class TransformersEngine:
         # made generation up to five times slower; alone it gains a tenth. Read once, when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+        from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # hundreds of lines in a task's log
-        folder = local_model_dir(self.settings)
-        source: dict[str, Any] = {"pretrained_model_name_or_path": folder or self.settings.model_name}
-        if folder is None:
-            source["revision"] = resolve_revision(self.settings)
         torch.set_num_threads(cpu_threads(self.settings))
         on_gpu = torch.cuda.is_available()
+        self.tokenizer = load_tokenizer(self.settings)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(**source, padding_side="left", trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
-                **source,
+                **model_source(self.settings),
                 dtype=self.settings.dtype,
                 attn_implementation="sdpa",
                 use_safetensors=True,
@@ -118,25 +114,16 @@ class TransformersEngine:
         Returns:
             The exact text that is tokenised, up to where the answer begins.
         """
-        messages = [{"role": "user", "content": prompt.user_message}]
-        if prompt.system_prompt:
-            messages.insert(0, {"role": "system", "content": prompt.system_prompt})
-        return str(
-            self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self._chat_template,
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=False,
-            )
-        )
+        return self._renderer.render(prompt)
 
     @cached_property
-    def _chat_template(self) -> str:
-        return freeze_date(self.tokenizer.get_chat_template(), date.fromisoformat(self.settings.frozen_date))
+    def _renderer(self) -> PromptRenderer:
+        return PromptRenderer(self.tokenizer, self.settings.frozen_date)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Response]]:
         """Answer P prompts in batches of like length, shortest first.
+
+        Out of memory halves the batch, for this call and those to come, and goes on.
 
         Yields:
             The responses of each batch as it ends; P in all.
@@ -146,51 +133,50 @@ class TransformersEngine:
         # The template has written every special token already.
         encoded = self.tokenizer([self.render(prompt) for prompt in prompts], add_special_tokens=False)["input_ids"]
         rows = sorted(zip(prompts, encoded, strict=True), key=lambda row: (len(row[1]), row[0].sample_id))
-        for start in range(0, len(rows), self.batch_size):
-            yield self._answer(rows[start : start + self.batch_size])
+        start = 0
+        while start < len(rows):
+            batch = rows[start : start + self.batch_size]
+            try:
+                responses = self._answer(batch)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one; the CPU's allocator has no class of its own
+                if not _is_out_of_memory(error) or len(batch) == 1:
+                    raise
+                self.batch_size = len(batch) // 2
+                log.warning("out of memory with %d rows; going on with %d", len(batch), self.batch_size)
+                continue
+            start += len(batch)
+            yield responses
 
     def _answer(self, rows: Sequence[tuple[Prompt, list[int]]]) -> list[Response]:
         """Answer one batch of (prompt, its tokens)."""
         sampling = self.settings.sampling
         inputs = self.tokenizer.pad({"input_ids": [tokens for _, tokens in rows]}, return_tensors="pt")
         width = inputs["input_ids"].shape[1]
-        limit = SentenceLimit(
-            sampling.stop_after_sentences, width, self._end_tokens | {self.tokenizer.pad_token_id}, self._decode
-        )
-        sequences = self.model.generate(
-            **inputs.to(self.model.device),
-            max_new_tokens=sampling.max_new_tokens,
-            logits_processor=[SeededSampler(sampling, [prompt.seed for prompt, _ in rows], width)],
-            stopping_criteria=[limit] if sampling.stop_after_sentences else [],
+        limit = None
+        if sampling.stop_after_sentences:
+            limit = SentenceLimit(sampling.stop_after_sentences, width, self._end_tokens, self._decode)
+        sampler = SeededSampler(sampling, [prompt.seed for prompt, _ in rows], width)
+        decoded = decode_batch(
+            self.model, inputs.to(self.model.device), sampler, limit, self._end_tokens, sampling.max_new_tokens
         )
         return [
-            self._response(prompt, len(tokens), answer, limit.ended.get(row))
-            for row, ((prompt, tokens), answer) in enumerate(zip(rows, sequences[:, width:].tolist(), strict=True))
+            self._response(prompt, len(tokens), answer) for (prompt, tokens), answer in zip(rows, decoded, strict=True)
         ]
 
-    def _response(self, prompt: Prompt, prompt_tokens: int, answer: list[int], limited: int | None) -> Response:
-        """Make a row's response.
-
-        Args:
-            prompt: What was asked.
-            prompt_tokens: Tokens of the rendered prompt.
-            answer: The row's tokens behind the prompt, padded behind its end.
-            limited: Tokens at which the sentence limit ended it; None if it did not.
-        """
-        finish_reason: FinishReason = "length"
-        written = next((at for at, token in enumerate(answer) if token in self._end_tokens), None)
-        if written is not None and (limited is None or written < limited):
-            finish_reason, response_tokens = "stop", written + 1
-        else:
-            written = response_tokens = limited or len(answer)
-        text = self._decode(answer[:written])
-        sentences = self.settings.sampling.stop_after_sentences
-        if finish_reason != "stop" and sentences:
-            end = sentence_end(text, sentences, finished=True)  # the limit may also fall on a sentence's end
-            if end is not None:
-                text, finish_reason = text[:end], "sentences"
-        return Response(prompt, text, finish_reason, prompt_tokens, response_tokens)
+    def _response(self, prompt: Prompt, prompt_tokens: int, answer: DecodedRow) -> Response:
+        """Make a row's response."""
+        text, sentences = self._decode(answer.tokens), self.settings.sampling.stop_after_sentences
+        if answer.ended_by == "model":
+            return Response(prompt, text, "stop", prompt_tokens, len(answer.tokens) + 1)
+        # The limit of tokens may fall on a sentence's end as well.
+        end = sentence_end(text, sentences, finished=True) if sentences else None
+        reason: FinishReason = "length" if end is None else "sentences"
+        return Response(prompt, text[:end], reason, prompt_tokens, len(answer.tokens))
 
     def _decode(self, tokens: list[int]) -> str:
         """Tokens -> text, special tokens left visible so that leaks can be judged."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error).lower()

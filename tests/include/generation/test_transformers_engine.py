@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from include.generation.answer import clean_answer
 from include.generation.transformers_engine import TransformersEngine
 from include.quality.rules import Answer, judge
 from include.schema import Prompt, Response
-from include.settings import PROJECT_ROOT, Settings
+from include.settings import PROFILES, PROJECT_ROOT, Settings
 
 MakePrompt = Callable[..., Prompt]
 
@@ -83,8 +84,10 @@ def test_every_mode_gets_sensible_answers(small_engine: TransformersEngine, make
         assert response.finish_reason in ("stop", "sentences")
         assert 3 <= response.response_tokens <= 96
         assert response.prompt_tokens > 25
+    severities = PROFILES["embedded"]["rule_severities"]
     verdicts = [
-        judge(Answer(response.prompt.mode, response.text, response.finish_reason)) for response in responses.values()
+        judge(Answer(response.prompt.mode, response.text, response.finish_reason), severities)
+        for response in responses.values()
     ]
     assert verdicts.count("accepted") >= 5
 
@@ -97,6 +100,77 @@ def test_a_row_is_answered_alike_in_any_batch(small_engine: TransformersEngine, 
     assert len({response.text for response in together.values()}) > 1
     assert together["sit_ssp/ravdess/1"].text == together["sit_ssp/ravdess/twin of 1"].text
     assert together["sit_ssp/ravdess/1"].text == alone["sit_ssp/ravdess/1"].text
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_64_rows_are_answered_alike_at_three_batch_sizes(
+    small_engine: TransformersEngine, make_prompt: MakePrompt
+) -> None:
+    texts = ("i got the job", "my keys are gone", "we won the game", "it is raining")
+    rows = [make_prompt("sift_s", texts[n % 4], seed=n, sample=str(n)) for n in range(64)]
+    small, large, whole = (answer(small_engine, rows, batch_size=size) for size in (5, 16, 64))
+    same = [small[key].text == large[key].text == whole[key].text for key in small]
+    # Exact within equal lengths, else within rounding: a near tie may fall the other way.
+    assert sum(same) >= 61
+
+
+@pytest.mark.model
+def test_greedy_answers_are_those_of_generate(
+    small_model_dir: Path, small_engine: TransformersEngine, make_prompt: MakePrompt
+) -> None:
+    settings = Settings(model_name=str(small_model_dir), sampling={"temperature": 0, "max_new_tokens": 24})
+    engine = TransformersEngine(settings)
+    engine.tokenizer, engine.model, engine._end_tokens = (
+        small_engine.tokenizer,
+        small_engine.model,
+        small_engine._end_tokens,
+    )
+    rows = [make_prompt("sift_s", text, sample=text) for text in ("hello there", "it is raining and i am late", "oh")]
+    ours = answer(engine, rows)
+    for prompt in rows:
+        inputs = engine.tokenizer(engine.render(prompt), add_special_tokens=False, return_tensors="pt")
+        expected = engine.model.generate(**inputs, max_new_tokens=24)[0, inputs["input_ids"].shape[1] :]
+        text = engine.tokenizer.decode(expected, skip_special_tokens=True)
+        assert ours[f"sift_s/{prompt.sample_id}"].text == text
+
+
+@pytest.mark.model
+def test_rows_that_have_ended_leave_the_batch(
+    small_engine: TransformersEngine, make_prompt: MakePrompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    forward = small_engine.model.forward
+
+    def counted(*args: object, **kwargs: Any) -> object:
+        sizes.append(len(kwargs["input_ids"]))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(small_engine.model, "forward", counted)
+    rows = [make_prompt("sit_ssp", ANGRY, seed=n, sample=str(n)) for n in range(16)]
+    answers = answer(small_engine, rows, batch_size=16)
+    lengths = [response.response_tokens for response in answers.values()]
+    assert len(sizes) == max(lengths) and sizes[0] == 16 and sizes[-1] < 16
+    assert sizes == sorted(sizes, reverse=True)
+    # At most an eighth of the rows in the batch has ended already.
+    assert sum(sizes) <= 8 / 7 * sum(lengths) + len(sizes)
+
+
+@pytest.mark.model
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    small_engine: TransformersEngine, make_prompt: MakePrompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer_batch = small_engine._answer
+
+    def short_of_memory(rows: Sequence[Any]) -> list[Response]:
+        if len(rows) > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return answer_batch(rows)
+
+    monkeypatch.setattr(small_engine, "_answer", short_of_memory)
+    rows = [make_prompt("sift_s", "oh", seed=n, sample=str(n)) for n in range(5)]
+    assert len(answer(small_engine, rows, batch_size=8)) == 5
+    assert small_engine.batch_size == 2
 
 
 @pytest.mark.model
