@@ -24,7 +24,7 @@ from airflow.sdk import (
 
 from include.modes import MODES
 from include.orchestration.assets import RELEASE, STAGED
-from include.orchestration.connections import warehouse
+from include.orchestration.connections import llm_server, warehouse
 from include.orchestration.defaults import DEFAULT_ARGS, GENERATE_ARGS, START_DATE, check_conf, skip
 from include.settings import get_settings
 from include.sources import RECIPES
@@ -114,7 +114,8 @@ def generate_and_publish() -> None:
                 from include.generate import generate_shard
 
                 get_current_context()["map_label"] = f"{mode}, shard {shard['shard'] + 1} of {shard['shards']}"
-                return generate_shard(warehouse(), get_settings(), shard, dag_run.run_id)
+                server = llm_server() if get_settings().engine == "openai" else None
+                return generate_shard(warehouse(), get_settings(), shard, dag_run.run_id, server=server)
 
             generate.expand(shard=shards(work))
 

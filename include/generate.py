@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,7 @@ from include.generation.runner import (
 )
 from include.modes import MODES
 from include.publish.merge import has_news
+from include.schema import LlmServer
 from include.settings import Settings
 from include.sources import RECIPES
 from include.storage.generation import Scope, coverage, previous_quality, save_quality, verdicts_by_source
@@ -53,7 +55,7 @@ def plan_run(
         sources=[source for source in staged if source in params["sources"]],
         max_attempts=settings.max_attempts,
         max_samples=params["max_samples"],
-        shards=settings.shards or max(1, len(device_candidates())),
+        shards=settings.shards or (1 if settings.engine == "openai" else max(1, len(device_candidates()))),
     )
     work = plan_shards(warehouse, scope, {mode: hashes[mode] for mode in MODES if mode in params["modes"]})
     for mode, shards in work.items():
@@ -65,11 +67,14 @@ def plan_run(
     }
 
 
-def generate_shard(warehouse: Warehouse, settings: Settings, shard: dict[str, Any], run_id: str) -> dict[str, Any]:
-    """Generate one shard of one mode on a device of its own; returns the StepReport as JSON."""
+def generate_shard(
+    warehouse: Warehouse, settings: Settings, shard: dict[str, Any], run_id: str, *, server: LlmServer | None = None
+) -> dict[str, Any]:
+    """Generate one shard of one mode, on a device of its own or on the server; returns the StepReport as JSON."""
     settings = settings.model_copy(update={"model_revision": shard["model_revision"]})
-    with lease_device(settings.home / "leases"):
-        return asdict(run_shard(warehouse, make_engine(settings), settings, shard, run_id))
+    # A server brings its own device.
+    with nullcontext() if settings.engine == "openai" else lease_device(settings.home / "leases"):
+        return asdict(run_shard(warehouse, make_engine(settings, server), settings, shard, run_id))
 
 
 def describe_quality(

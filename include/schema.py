@@ -55,6 +55,19 @@ class BadInputError(ValueError):
     """
 
 
+@dataclass(frozen=True, slots=True)
+class LlmServer:
+    """A server that speaks the OpenAI API.
+
+    Attributes:
+        url: Base URL without credentials, e.g. "http://gpu-box:8000/v1".
+        api_key: What the server asks for; None if nothing. Never shown.
+    """
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+
+
 Task = Literal["sift", "transcribe", "answer"]
 FinishReason = Literal["stop", "sentences", "length"]
 

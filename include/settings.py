@@ -94,7 +94,10 @@ class Settings(BaseSettings):
     )
     schedules: bool = Field(True, description="Give DAGs their cron schedules; the demo runs without")
 
-    engine: Literal["transformers", "fake"] = Field("transformers", description="What runs the model")
+    engine: Literal["transformers", "openai", "fake"] = Field(
+        "transformers",
+        description="What runs the model; openai: a server, which the Airflow connection llm_server names",
+    )
     model_name: str = Field("HuggingFaceTB/SmolLM3-3B", description="Model that writes the responses")
     model_revision: str = Field(
         "main", description="Model revision; a branch is resolved to its commit when a run is planned"
@@ -111,11 +114,17 @@ class Settings(BaseSettings):
     rule_severities: dict[str, Literal["reject", "warn", "off"]] = Field(
         default_factory=dict, description='Severity of quality rules instead of their own, as {"too_long": "reject"}'
     )
-    batch_size: int = Field(32, ge=1, description="Rows generated at once on a CPU")
+    batch_size: int = Field(32, ge=1, description="Rows generated at once on a CPU; of a server, rows stored at once")
+    server_concurrency: int = Field(64, ge=1, le=1000, description="Requests to the server at once, per task")
+    server_chat: bool = Field(
+        False, description="Let the server render the chat template, with its own date, for one without /v1/completions"
+    )
     cpu_threads: int = Field(
         0, ge=0, description="CPU threads of the engine; 0: the cores given, in the embedded profile less one"
     )
-    shards: int = Field(0, ge=0, le=64, description="Generation tasks per mode; 0: one per GPU, at least one")
+    shards: int = Field(
+        0, ge=0, le=64, description="Generation tasks per mode; 0: one per GPU (with a server: one), at least one"
+    )
     fake_faults: str = Field(
         "", description="Faults of the fake engine, as 'fault:share,...' (empty, think, tag, length, refusal, crash)"
     )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from include.generation.engine import Engine
+from include.schema import BadInputError, LlmServer
 from include.settings import Settings
 
 
-def make_engine(settings: Settings) -> Engine:
+def make_engine(settings: Settings, server: LlmServer | None = None) -> Engine:
     """Make the engine that the settings name; nothing is loaded before its `load()`.
 
+    Args:
+        settings: `engine` names it.
+        server: Where the engine `openai` asks; the others have no use for it.
+
     Raises:
-        ValueError: If the engine's own settings are wrong.
+        ValueError: If the engine's own settings are wrong, or it needs a server and there is none.
     """
     match settings.engine:
         case "fake":
@@ -21,3 +26,9 @@ def make_engine(settings: Settings) -> Engine:
             from include.generation.transformers_engine import TransformersEngine
 
             return TransformersEngine(settings)
+        case "openai":
+            from include.generation.openai_engine import OpenAIEngine
+
+            if server is None:
+                raise BadInputError("SIFT_ENGINE=openai needs a server: set the Airflow connection llm_server")
+            return OpenAIEngine(settings, server)

@@ -25,19 +25,21 @@ def model_hash_inputs(settings: Settings) -> dict[str, object]:
 
     Two runs with equal values write from the same distribution, so their responses may stand beside each other.
     The engine, the device and the batch size are left out: they change the order of float additions, not the model.
+    What a server does otherwise than our own engine is in: a date of its own, a penalty that covers the prompt too.
 
     Args:
-        settings: Model, revision, dtype, frozen date and sampling.
+        settings: Model, revision, dtype, frozen date and sampling; of the engine, whether it is a server.
 
     Returns:
         `model`, `revision` (a Hub branch or tag resolved to its commit), `chat_template_sha256` (hex), `frozen_date`,
-        `dtype`, `sampling` (a dict); JSON values only.
+        `dtype`, `sampling` (a dict); JSON values only. A server that renders the prompt (`server_chat`) has
+        `date: "server"` in place of `frozen_date`; one that penalises repetition has `penalised: "prompt and answer"`.
 
     Raises:
         ValueError: If the model or its chat template cannot be had, naming it and what to do.
     """
     model, revision, template_hash = _model_identity(settings)
-    return {
+    inputs: dict[str, object] = {
         "model": model,
         "revision": revision,
         "chat_template_sha256": template_hash,
@@ -45,6 +47,13 @@ def model_hash_inputs(settings: Settings) -> dict[str, object]:
         "dtype": settings.dtype,
         "sampling": settings.sampling.model_dump(),
     }
+    if settings.engine == "openai":
+        if settings.server_chat:
+            del inputs["frozen_date"]
+            inputs["date"] = "server"
+        if settings.sampling.repetition_penalty != 1:
+            inputs["penalised"] = "prompt and answer"  # our own sampler looks at the answer alone
+    return inputs
 
 
 def pinned(settings: Settings) -> Settings:

@@ -43,8 +43,12 @@ def airflow_environment(settings: Settings, postgres: PostgresServer, port: int)
     url = f"http://127.0.0.1:{port}"
     metadata = f"postgresql+psycopg2://postgres@/airflow?host={quote(str(postgres.socket_dir), safe='/')}"
     keys = _secret_keys(home / "secrets.json")
-    # The user's own Airflow, if there is one, is not ours to configure ourselves from.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    # The user's own Airflow, if there is one, is not ours to configure ourselves from; that one connection is for us.
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AIRFLOW") or name == "AIRFLOW_CONN_LLM_SERVER"
+    }
     return {
         **inherited,
         "PYTHONPATH": str(PROJECT_ROOT),

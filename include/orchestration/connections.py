@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from urllib.parse import unquote, urlsplit
+
 from airflow.sdk import Connection
+from airflow.sdk.exceptions import AirflowNotFoundException
 from psycopg.conninfo import make_conninfo
 
+from include.schema import BadInputError, LlmServer
 from include.storage.warehouse import Warehouse
 
 WAREHOUSE_CONN_ID = "warehouse"
+LLM_SERVER_CONN_ID = "llm_server"
 
 
 def warehouse() -> Warehouse:
@@ -21,3 +26,34 @@ def warehouse() -> Warehouse:
         "dbname": connection.schema,
     }
     return Warehouse(make_conninfo(**{name: value for name, value in fields.items() if value is not None}))
+
+
+def llm_server() -> LlmServer:
+    """Return the server of the connection `llm_server`: any type, as http or openai.
+
+    The host is a full URL (`http://gpu-box:8000/v1`), or a name with port and schema beside it. A schema of http or
+    https is the protocol, as in Airflow's own connections of type http; any other is the path. Without a path it is
+    `/v1`. The password is the API key.
+
+    Raises:
+        BadInputError: If there is no such connection, or it names no host.
+    """
+    try:
+        connection = Connection.get(LLM_SERVER_CONN_ID)
+    except AirflowNotFoundException:
+        connection = None
+    if connection is None or not connection.host:
+        raise BadInputError(
+            f"SIFT_ENGINE=openai needs the Airflow connection {LLM_SERVER_CONN_ID} with a host: set "
+            'AIRFLOW_CONN_LLM_SERVER=\'{"conn_type": "http", "host": "http://gpu-box:8000/v1", "password": "the key"}\''
+        )
+    protocols = ("http", "https")
+    schema = (connection.schema or "").strip("/")
+    protocol = next((name for name in (schema, connection.conn_type) if name in protocols), "http")
+    url = urlsplit(connection.host if "://" in connection.host else f"{protocol}://{connection.host}")
+    netloc = url.netloc.rpartition("@")[2]  # credentials would be shown with the URL
+    if url.port is None and connection.port:
+        netloc += f":{connection.port}"
+    path = url.path.strip("/") or ("" if schema in protocols else schema) or "v1"
+    key = connection.password or (unquote(url.password) if url.password else None)
+    return LlmServer(f"{url.scheme}://{netloc}/{path}", key)

@@ -1,0 +1,345 @@
+"""The engine that asks a server which speaks the OpenAI API: vLLM, SGLang, TGI, `transformers serve`.
+
+We render the prompt and send its text to `/v1/completions`: a server that renders the chat template itself prints
+today's date into it, and the prompt would be another one every day.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from include.generation.answer import sentence_end
+from include.generation.rendering import PromptRenderer, load_tokenizer, messages_of
+from include.schema import BadInputError, FinishReason, LlmServer, Prompt, Response
+from include.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# The client waits between retries as long as Retry-After says, up to two minutes, else 0.5 s to 8 s: 24 s for six.
+MAX_RETRIES = 6
+CONNECT_TIMEOUT_S = 10.0
+# A full queue, or a model that is loaded with the first request, takes minutes.
+ANSWER_TIMEOUT_S = 600.0
+# Answers are handed on after so many seconds even if they are few, so that a slow server's are stored too.
+HAND_ON_AFTER_S = 10.0
+
+_AGAIN_LATER = (408, 409, 429)
+_ENDED_BY_MODEL = ("stop", "eos_token", "stop_sequence")  # OpenAI's word, and two of TGI's
+
+
+class ServerRefusedError(BadInputError):
+    """The server will not answer until its address, the key, the model or a setting is changed."""
+
+
+class ServerUnavailableError(ConnectionError):
+    """The server could not be reached, or failed; it may work later."""
+
+
+class OpenAIEngine:
+    """Keeps a bounded number of requests under way, and hands answers on as they come.
+
+    How a server draws from the seed is its own affair: the same seed gives the same answer on one server at best.
+
+    Attributes:
+        name: "openai".
+        device: The server's URL, without credentials.
+        tokenizer: The model's tokenizer, after `load()`: prompts are rendered and counted here.
+    """
+
+    name = "openai"
+
+    def __init__(self, settings: Settings, server: LlmServer) -> None:
+        """Remember settings and server; nothing is asked.
+
+        Args:
+            settings: Model, revision, sampling, batch size, frozen date and what starts with `server_` count.
+            server: Where to ask, and with which key.
+        """
+        self.settings = settings
+        self.server = server
+        self.device = server.url
+        self.tokenizer: Any = None
+        self._openai: Any = None  # the client package
+        self._renderer: PromptRenderer | None = None
+        self._path = "/chat/completions" if settings.server_chat else "/completions"
+        self._model_id = settings.model_name
+        self._extra: dict[str, Any] = {}
+        self._servers_bos = ""  # what the server puts in front of every prompt, so that we must not
+
+    def load(self) -> None:
+        """Load the tokenizer, find the model on the server, and learn from one token what the server understands.
+
+        Raises:
+            ServerRefusedError: If the server refuses the key, does not serve the model, lacks the endpoint, or adds
+                to the prompts.
+            ServerUnavailableError: If it cannot be reached, or fails.
+            ValueError: If the tokenizer cannot be had, naming the model and what to do.
+        """
+        import openai
+
+        self._openai = openai
+        for name in ("httpx", "httpx2"):  # a line per request, tens of thousands in a task's log
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self.tokenizer = load_tokenizer(self.settings)
+        self._renderer = PromptRenderer(self.tokenizer, self.settings.frozen_date)
+        asyncio.run(self._get_acquainted())
+        log.info(
+            "asking %s%s for %s, %d at once; that it runs revision %s in %s is for its operator to see to",
+            *(self.server.url, self._path, self._model_id, self.settings.server_concurrency),
+            *(self.settings.model_revision, self.settings.dtype),
+        )
+
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Response]]:
+        """Answer P prompts, at most `settings.server_concurrency` at a time.
+
+        Requests go on at the server while the caller stores what it was handed; those under way when the caller stops,
+        or when one fails for good, are cancelled.
+
+        Yields:
+            Lists of up to `settings.batch_size` responses in the order in which they came; P in all.
+
+        Raises:
+            ServerRefusedError: If the server refuses a request for good.
+            ServerUnavailableError: If it still failed after all retries.
+        """
+        todo = iter(prompts)
+        running: set[asyncio.Task[Response]] = set()
+        with asyncio.Runner() as runner:
+            client = self._client()
+            try:
+                while True:
+                    batch, error = runner.run(self._next_batch(client, todo, running))
+                    if batch:
+                        yield batch
+                    if error is not None:
+                        raise error
+                    if not batch:
+                        return
+            finally:
+                runner.run(_end(client, running))
+
+    async def _next_batch(
+        self, client: Any, todo: Iterator[Prompt], running: set[asyncio.Task[Response]]
+    ) -> tuple[list[Response], BaseException | None]:
+        """Wait for a batch of answers while the window is kept full; the first failure ends it early."""
+        batch: list[Response] = []
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + HAND_ON_AFTER_S
+        failure: BaseException | None = None
+        while len(batch) < self.settings.batch_size and failure is None:
+            for prompt in islice(todo, self.settings.server_concurrency - len(running)):
+                running.add(asyncio.create_task(self._answer(client, prompt)))
+            if not running or (batch and loop.time() > deadline):
+                break
+            patience = max(0.01, deadline - loop.time()) if batch else None
+            ended, _ = await asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            for task in islice(ended, self.settings.batch_size - len(batch)):
+                running.discard(task)
+                if error := task.exception():
+                    failure = failure or error
+                else:
+                    batch.append(task.result())
+        return batch, failure
+
+    def _client(self) -> Any:
+        return self._openai.AsyncOpenAI(
+            base_url=self.server.url,
+            api_key=self.server.api_key or "none",  # without one the client would look for OPENAI_API_KEY
+            max_retries=MAX_RETRIES,
+            timeout=self._openai.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
+        )
+
+    async def _get_acquainted(self) -> None:
+        """Find the model, then ask for one token in the ways that servers understand."""
+        async with self._client() as client:
+            try:
+                listing = await client.get("/models", cast_to=object)
+            except self._openai.APIError as error:
+                raise self._explained(error, "/models") from None
+            self._model_id = self._served_model(listing)
+            self._extra = self._extra_fields()
+            try:
+                read = await self._probe(client)
+            except self._openai.UnprocessableEntityError as error:
+                if "Unexpected fields" not in error.message:
+                    raise self._explained(error, self._path, quote=True) from None
+                self._extra = self._transformers_serve_fields()
+                read = await self._probe(client)
+            if self.settings.server_chat or read <= self._rendered_tokens():
+                return
+            self._servers_bos = self.tokenizer.bos_token or ""
+            if not self._servers_bos or await self._probe(client) > self._rendered_tokens() + 1:
+                raise ServerRefusedError(
+                    f"{self.server.url} reads {read} tokens where the prompt has {self._rendered_tokens()}: it puts "
+                    "special tokens or a chat template of its own around it, or has another tokenizer than "
+                    f"{self.settings.model_name!r}; its answers would be answers to another prompt"
+                )
+
+    def _served_model(self, listing: Any) -> str:
+        """The id under which the server lists our model."""
+        data = listing.get("data") if isinstance(listing, dict) else None
+        if not isinstance(data, list):
+            raise ServerRefusedError(
+                f"{self.server.url}/models is not an answer of the OpenAI API; the URL of the Airflow connection "
+                "llm_server usually ends in /v1"
+            )
+        served = [str(entry.get("id")) for entry in data]
+        name = self.settings.model_name
+        for wanted in (f"{name}@{self.settings.model_revision}", name):
+            if wanted in served:
+                return wanted
+        revisions = [model for model in served if model.startswith(f"{name}@")]
+        if len(revisions) == 1:  # a branch, most likely, where we have the commit
+            return revisions[0]
+        shown = ", ".join(served[:20]) or "nothing"
+        raise ServerRefusedError(
+            f"{self.server.url} does not serve {name!r}; it serves {shown}. SIFT_MODEL_NAME must be one of its names, "
+            "and SIFT_MODEL_REVISION one of its revisions where it lists them"
+        )
+
+    def _extra_fields(self) -> dict[str, Any]:
+        """Fields beyond OpenAI's that vLLM, SGLang and TGI understand, or pass over."""
+        sampling = self.settings.sampling
+        fields: dict[str, Any] = {
+            "top_k": sampling.top_k or -1,  # 0 is refused by some; -1 means all to all of them
+            "repetition_penalty": sampling.repetition_penalty,
+            "skip_special_tokens": False,  # left visible, so that leaks can be judged
+        }
+        if self.tokenizer.eos_token:
+            fields["stop"] = [self.tokenizer.eos_token]  # a base model's config may end at another token
+        if self.settings.server_chat:
+            return {**fields, "chat_template_kwargs": {"enable_thinking": False}}
+        return {**fields, "add_special_tokens": False}  # the template has written them already
+
+    def _transformers_serve_fields(self) -> dict[str, Any]:
+        """The same for `transformers serve`: it refuses unknown fields, and takes a whole generation config instead.
+
+        Without one it samples as the model's own config says, which may be not at all.
+        """
+        sampling = self.settings.sampling
+        config = {
+            "do_sample": sampling.temperature > 0,
+            "top_k": sampling.top_k,
+            "repetition_penalty": sampling.repetition_penalty,
+            "eos_token_id": self.tokenizer.eos_token_id,
+            "pad_token_id": self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+        }
+        fields: dict[str, Any] = {"generation_config": json.dumps(config)}
+        if self.settings.server_chat:
+            fields["chat_template_kwargs"] = {"enable_thinking": False}
+        return fields
+
+    async def _probe(self, client: Any) -> int:
+        """Ask for one token.
+
+        Returns:
+            Tokens of the prompt as the server counts them; 0 if it does not say.
+        """
+        try:
+            body = self._body(_PROBE, self._render(_PROBE), max_tokens=1)
+            answer = await client.post(self._path, cast_to=object, body=body)
+        except self._openai.UnprocessableEntityError:
+            raise
+        except self._openai.APIStatusError as error:
+            if error.status_code in (404, 405):
+                raise self._endpoint_missing(error.status_code) from None
+            raise self._explained(error, self._path, quote=True) from None
+        except self._openai.APIError as error:
+            raise self._explained(error, self._path) from None
+        return self._response(_PROBE, "", answer).prompt_tokens
+
+    def _rendered_tokens(self) -> int:
+        return self._count(self._render(_PROBE))
+
+    def _render(self, prompt: Prompt) -> str:
+        assert self._renderer is not None, "load() comes first"
+        return self._renderer.render(prompt).removeprefix(self._servers_bos)
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _body(self, prompt: Prompt, rendered: str, max_tokens: int) -> dict[str, Any]:
+        """The request, as JSON values."""
+        asked = {"messages": messages_of(prompt)} if self.settings.server_chat else {"prompt": rendered}
+        return {
+            "model": self._model_id,
+            **asked,
+            "temperature": self.settings.sampling.temperature,
+            "top_p": self.settings.sampling.top_p,
+            "max_tokens": max_tokens,
+            "seed": prompt.seed,
+            **self._extra,
+        }
+
+    async def _answer(self, client: Any, prompt: Prompt) -> Response:
+        """Ask for one prompt's answer."""
+        rendered = self._render(prompt)
+        body = self._body(prompt, rendered, self.settings.sampling.max_new_tokens)
+        try:
+            answer = await client.post(self._path, cast_to=object, body=body)
+        except self._openai.APIError as error:
+            # Nothing of the server's own words here, nor the client's error behind ours: they may quote the prompt.
+            raise self._explained(error, f"{self._path} for {prompt.sample_id} ({prompt.mode})") from None
+        return self._response(prompt, rendered, answer)
+
+    def _response(self, prompt: Prompt, rendered: str, answer: Any) -> Response:
+        """Read the server's answer; an end that is not the model's own counts as cut."""
+        try:
+            choice = answer["choices"][0]
+            text = (choice["message"]["content"] if self.settings.server_chat else choice["text"]) or ""
+        except (KeyError, IndexError, TypeError):
+            raise ServerUnavailableError(f"{self.server.url}{self._path} answered without an answer") from None
+        finish_reason: FinishReason = "stop" if choice.get("finish_reason") in _ENDED_BY_MODEL else "length"
+        if finish_reason == "stop" and self.tokenizer.eos_token:
+            text = text.removesuffix(self.tokenizer.eos_token)
+        usage = answer.get("usage") or {}
+        prompt_tokens = usage.get("prompt_tokens") or self._count(rendered)
+        response_tokens = usage.get("completion_tokens") or self._count(text) + (finish_reason == "stop")
+        if sentences := self.settings.sampling.stop_after_sentences:
+            end = sentence_end(text, sentences, finished=True)
+            if end is not None and (finish_reason == "length" or text[end:].strip()):
+                text, finish_reason = text[:end], "sentences"
+        return Response(prompt, text, finish_reason, prompt_tokens, response_tokens)
+
+    def _endpoint_missing(self, status: int) -> ServerRefusedError:
+        if self.settings.server_chat:
+            return ServerRefusedError(f"{self.server.url} has no {self._path} ({status})")
+        return ServerRefusedError(
+            f"{self.server.url} has no {self._path} ({status}), so it cannot be sent prompts as we render them. "
+            "SIFT_SERVER_CHAT=true asks through /chat/completions instead: the server then renders them with its own "
+            "date, and all that it writes counts as another model's"
+        )
+
+    def _explained(self, error: Any, asked: str, *, quote: bool = False) -> Exception:
+        """Make the client's error one of ours: who failed at what, and whether it is worth another try."""
+        status = getattr(error, "status_code", None)
+        if status is None:
+            return ServerUnavailableError(
+                f"{self.server.url}{asked}: {error.message} Is the server up, and the host of the Airflow connection "
+                "llm_server right?"
+            )
+        if status in (401, 403):
+            return ServerRefusedError(
+                f"{self.server.url} refused the API key ({status}): the password of the Airflow connection llm_server"
+            )
+        answered = f"{self.server.url}{asked} answered {status}"
+        if status >= 500 or status in _AGAIN_LATER:
+            return ServerUnavailableError(f"{answered}, and again after {MAX_RETRIES} retries")
+        return ServerRefusedError(f"{answered}{f': {error.message[:300]}' if quote else ''}")
+
+
+# What is asked to get acquainted: no sample's text, since a server's complaint may quote it.
+_PROBE = Prompt("", "", "", "", "You are friendly.", "Hello!", attempt=1, seed=1)
+
+
+async def _end(client: Any, running: set[asyncio.Task[Response]]) -> None:
+    """Cancel what is under way, and hang up."""
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    await client.close()
