@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from include.generation.engine import Engine
-from include.schema import BadInputError, LlmServer
-from include.settings import Settings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from include.generation.engine import Engine
+    from include.schema import LlmServer
+    from include.settings import Settings
 
 
 def make_engine(settings: Settings, server: LlmServer | None = None) -> Engine:
@@ -28,6 +31,7 @@ def make_engine(settings: Settings, server: LlmServer | None = None) -> Engine:
             return TransformersEngine(settings)
         case "openai":
             from include.generation.openai_engine import OpenAIEngine
+            from include.schema import BadInputError
 
             if server is None:
                 raise BadInputError("SIFT_ENGINE=openai needs a server: set the Airflow connection llm_server")

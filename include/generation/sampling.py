@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from include.generation.answer import sentence_end
-from include.settings import Sampling
+
+if TYPE_CHECKING:
+    from include.settings import Sampling
 
 Tensor = Any
 
@@ -58,18 +60,50 @@ class SeededSampler:
             scores = _penalised(scores, answers, self.sampling.repetition_penalty)
         if self.sampling.temperature == 0:
             return scores
-        size = min(self.sampling.top_k or scores.shape[1], scores.shape[1])
-        candidates, tokens = (scores / self.sampling.temperature).topk(size, dim=-1)  # in falling order
-        # A token is kept while those before it hold less than top_p; so the first one always is.
-        probabilities = candidates.softmax(dim=-1)
-        outside = probabilities.cumsum(dim=-1) - probabilities >= self.sampling.top_p
-        noise = gumbel_noise(self.seeds, step=answers.shape[1], size=size)
-        noisy = (candidates + candidates.new_tensor(noise)).masked_fill(outside, -np.inf)
-        return scores.new_full(scores.shape, -np.inf).scatter(1, tokens, noisy)
+        candidates, tokens = _candidates(scores, self.sampling)
+        noise = gumbel_noise(self.seeds, step=answers.shape[1], size=candidates.shape[1])
+        return _only(scores, tokens, candidates + candidates.new_tensor(noise))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows of the batch only, in this order."""
         self.seeds = [self.seeds[row] for row in rows]
+
+
+class GumbelSampler:
+    """A logits processor that samples each row like `SeededSampler`, with noise of the device's own random stream.
+
+    It looks at nothing but one step's logits, so rows of any age may stand beside each other, and all of it can be part
+    of a CUDA graph. The penalty, which looks at the whole answer, is not applied.
+    """
+
+    supports_continuous_batching = True
+
+    def __init__(self, sampling: Sampling) -> None:
+        """Remember temperature (0: greedy), top-k and top-p."""
+        self.sampling = sampling
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Turn (B, V) logits into scores whose largest entry is the token sampled; `input_ids` is not used."""
+        if self.sampling.temperature == 0:
+            return scores
+        candidates, tokens = _candidates(scores, self.sampling)
+        uniform = candidates.new_empty(candidates.shape).uniform_()
+        return _only(scores, tokens, candidates - (-uniform.log()).log())
+
+
+def _candidates(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """What top-k and top-p leave: (B, K) scores in falling order, those outside of top-p -inf, and their (B, K) ids."""
+    size = min(sampling.top_k or scores.shape[1], scores.shape[1])
+    candidates, tokens = (scores / sampling.temperature).topk(size, dim=-1)
+    # A token is kept while those before it hold less than top_p; so the first one always is.
+    probabilities = candidates.softmax(dim=-1)
+    outside = probabilities.cumsum(dim=-1) - probabilities >= sampling.top_p
+    return candidates.masked_fill(outside, -np.inf), tokens
+
+
+def _only(scores: Tensor, tokens: Tensor, candidates: Tensor) -> Tensor:
+    """Scores of the whole vocabulary that are -inf but for the candidates."""
+    return scores.new_full(scores.shape, -np.inf).scatter(1, tokens, candidates)
 
 
 def gumbel_noise(seeds: Sequence[int], step: int, size: int) -> NDArray[np.float32]:

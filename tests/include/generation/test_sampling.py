@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from include.generation.sampling import SeededSampler, SentenceLimit, gumbel_noise
+from include.generation.sampling import GumbelSampler, SeededSampler, SentenceLimit, gumbel_noise
 from include.settings import Sampling
 
 torch = pytest.importorskip("torch")
@@ -52,6 +52,15 @@ def test_top_k_and_top_p_keep_the_likeliest() -> None:
     assert float(probabilities[:1].sum()) < 0.7 < float(probabilities[:2].sum())
     assert kept == {0, 1}  # the one that crosses the limit stays
     assert set(np.flatnonzero(shares(Sampling(temperature=1, top_p=0.01)))) == {0}
+
+
+def test_the_devices_own_noise_gives_the_same_distribution() -> None:
+    torch.manual_seed(0)
+    tokens, scores = torch.zeros(20_000, 1, dtype=torch.int64), LOGITS.repeat(20_000, 1)
+    for sampling in (Sampling(temperature=0.8, top_p=0.92, top_k=50), Sampling(temperature=1, top_p=0.7, top_k=3)):
+        drawn = GumbelSampler(sampling)(tokens, scores).argmax(dim=-1).numpy()
+        np.testing.assert_allclose(np.bincount(drawn, minlength=6) / 20_000, shares(sampling), atol=0.015)
+    assert set(GumbelSampler(Sampling(temperature=0))(tokens[:9], scores[:9]).argmax(dim=-1).tolist()) == {0}
 
 
 def test_temperature_zero_is_greedy() -> None:
