@@ -19,7 +19,7 @@ from include.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# Rows of a static batch on a GPU. SmolLM3-3B keeps 72 KiB a token: 256 rows of 400 tokens take 7 GiB beside the weights.
+# Rows of a static batch on a GPU. SmolLM3-3B keeps 72 KiB a token: 256 rows of 400 tokens take 7 GiB beside weights.
 GPU_BATCH_SIZE = 256
 
 
