@@ -1,8 +1,8 @@
 """Generation on a GPU, at SmolLM3-3B's shape with random weights: our engine against the reference's pipeline.
 
-Needs torch, transformers and numpy alone, so it runs on a bare machine. Prompts are random ids of real lengths: a common
-beginning for each mode, as its system prompt is, and a clip's own part. Answer lengths are drawn as on the CPU,
-with the reference's limit of 256 tokens, enforced on both sides.
+Needs torch, transformers and numpy alone, so it runs on a bare machine. Prompts are random ids of real lengths: a
+common beginning for each mode, as its system prompt is, and a clip's own part. Answer lengths are drawn as on the CPU,
+with the reference's limit of 256 tokens, and enforced on both sides.
 
 The roofline is the least time that the schedule's steps can take on this device: each step costs the larger of its
 arithmetic at the speed of a large bf16 matrix product, and its memory traffic (weights once, keys and values of all
@@ -211,7 +211,7 @@ def _tokenizer(vocabulary: int, end: int, pad: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = {str(number): number for number in range(vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))
+    tokenizer = Tokenizer(models.WordLevel(words, "0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=str(end), pad_token=str(pad), padding_side="left"

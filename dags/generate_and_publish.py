@@ -2,7 +2,8 @@
 
 `plan` finds all pending work, whichever source woke the run; `generate` writes it mode by mode on the GPUs, one task
 per shard; `quality_report` shows the verdicts; `merge_and_publish` builds a release aside, reads it back and promotes
-it. A run with nothing pending and nothing to publish skips its tasks at once.
+it. A run with nothing pending and nothing to publish skips its tasks at once. One with *Estimate only* ends with
+`estimate`, which says what the work would cost.
 """
 
 from __future__ import annotations
@@ -61,6 +62,13 @@ PARAMS = {
         description="At most so many samples of each source, the same ones every time; such a run does not publish",
         section="Narrow the work",
     ),
+    "estimate": Param(
+        False,
+        type="boolean",
+        title="Estimate only",
+        description="Answer 200 of the pending prompts, say what all of them would cost, and store nothing of it",
+        section="Narrow the work",
+    ),
     "publish": Param(True, type="boolean", title="Publish", description="Publish a release when there is news"),
 }
 ANY_STAGED = AssetAny(*STAGED.values())
@@ -71,6 +79,11 @@ def _schedule():
     if not settings.schedules:
         return ANY_STAGED
     return AssetOrTimeSchedule(assets=ANY_STAGED, timetable=CronTriggerTimetable(settings.daily_at, timezone="UTC"))
+
+
+def _server():
+    """Where the engine asks, if it is one that asks."""
+    return llm_server() if get_settings().engine == "openai" else None
 
 
 @dag(
@@ -102,6 +115,18 @@ def generate_and_publish() -> None:
             skip("nothing is pending and nothing is new: no work")
         return work
 
+    @task.branch
+    def generate_or_estimate(params: dict | None = None) -> list[str]:
+        return ["estimate"] if params["estimate"] else [*(f"{mode}.shards" for mode in MODES), "quality_report"]
+
+    @task(**GENERATE_ARGS)
+    def estimate(work: dict) -> dict:
+        from include.generate import estimate_run
+
+        found = estimate_run(warehouse(), get_settings(), work, server=_server())
+        log.info("%s", found["text"])
+        return found
+
     def generate_mode(mode: str, work) -> None:
         @task_group(group_id=mode, tooltip=MODES[mode].purpose)
         def group(work) -> None:
@@ -114,8 +139,7 @@ def generate_and_publish() -> None:
                 from include.generate import generate_shard
 
                 get_current_context()["map_label"] = f"{mode}, shard {shard['shard'] + 1} of {shard['shards']}"
-                server = llm_server() if get_settings().engine == "openai" else None
-                return generate_shard(warehouse(), get_settings(), shard, dag_run.run_id, server=server)
+                return generate_shard(warehouse(), get_settings(), shard, dag_run.run_id, server=_server())
 
             generate.expand(shard=shards(work))
 
@@ -138,9 +162,9 @@ def generate_and_publish() -> None:
 
     planned = plan()
     groups = [generate_mode(mode, planned) for mode in MODES]
-    chain(planned, quality_report_task := quality_report(), merge_and_publish())
-    for group in groups:
-        group >> quality_report_task
+    # Nothing pending, but something to publish: the report then follows no generation, only the decision.
+    chain(planned, chosen := generate_or_estimate(), [estimate(planned), *groups])
+    chain([chosen, *groups], quality_report(), merge_and_publish())
 
 
 generate_and_publish()

@@ -157,6 +157,8 @@ def trigger(
             if task["state"] == "failed":
                 console.print(f"  failed: {task['task_id']}; see its log in the web UI")
         raise typer.Exit(1)
+    if parameters.get("estimate") and (estimate := api.returned(dag, run_id, "estimate")):
+        console.print(estimate["text"], highlight=False, markup=False)
 
 
 @app.command()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
 from include.generation import make_engine
 from include.generation.device import device_candidates, lease_device
+from include.generation.engine import Engine
+from include.generation.estimate import describe_estimate, estimate_shards
 from include.generation.identity import pinned
 from include.generation.runner import (
     current_mode_hashes,
@@ -71,10 +73,39 @@ def generate_shard(
     warehouse: Warehouse, settings: Settings, shard: dict[str, Any], run_id: str, *, server: LlmServer | None = None
 ) -> dict[str, Any]:
     """Generate one shard of one mode, on a device of its own or on the server; returns the StepReport as JSON."""
-    settings = settings.model_copy(update={"model_revision": shard["model_revision"]})
-    # A server brings its own device.
+    with _engine(settings, shard["model_revision"], server) as engine:
+        return asdict(run_shard(warehouse, engine, settings, shard, run_id))
+
+
+def estimate_run(
+    warehouse: Warehouse,
+    settings: Settings,
+    work: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    server: LlmServer | None = None,
+) -> dict[str, Any]:
+    """Say what a run's work would cost, from a probe of it that is not stored.
+
+    Args:
+        warehouse: Read only.
+        settings: Of the run.
+        work: What `plan_run` returned.
+        server: As for `generate_shard`.
+
+    Returns:
+        What `estimate_shards` returns, and `text`, the same as a table.
+    """
+    first = next(shard for shards in work.values() for shard in shards)
+    with _engine(settings, first["model_revision"], server) as engine:
+        estimate = estimate_shards(warehouse, engine, settings, work)
+    return {**estimate, "text": describe_estimate(estimate)}
+
+
+@contextmanager
+def _engine(settings: Settings, model_revision: str, server: LlmServer | None) -> Iterator[Engine]:
+    """The engine at the revision that was planned, on a device of its own; a server brings its own device."""
     with nullcontext() if settings.engine == "openai" else lease_device(settings.home / "leases"):
-        return asdict(run_shard(warehouse, make_engine(settings, server), settings, shard, run_id))
+        yield make_engine(settings.model_copy(update={"model_revision": model_revision}), server)
 
 
 def describe_quality(

@@ -177,7 +177,7 @@ class ContinuousBatcher:
                 ),
             )
             # Its own top-p sorts the whole vocabulary, and its draw runs over all of it: at many rows most of the time.
-            sampler = LogitsProcessorList([GumbelSampler(self._sampling)])  # type: ignore[list-item]
+            sampler = LogitsProcessorList([GumbelSampler(self._sampling)])
             manager.logit_processor = ContinuousBatchingLogitsProcessorList(sampler)
             if not manager.warmed_up:
                 self._warm_up(manager)

@@ -97,7 +97,7 @@ def judge_again(warehouse: Warehouse, settings: Settings, sources: Sequence[str]
     for batch in judged_otherwise(warehouse, sources, rules_version):
         rows = batch.to_pylist()
         verdicts = [
-            judge(_answer(row["mode"], row["response"], row["finish_reason"], row), settings.rule_severities)
+            judge(as_answer(row["mode"], row["response"], row["finish_reason"], row), settings.rule_severities)
             for row in rows
         ]
         table = pa.Table.from_batches([batch.select(VERDICTS_SCHEMA.names[:-1])]).append_column("verdict", [verdicts])
@@ -109,7 +109,7 @@ def judge_again(warehouse: Warehouse, settings: Settings, sources: Sequence[str]
 def measure_quality(warehouse: Warehouse, settings: Settings, sources: Sequence[str], mode: str) -> dict[str, float]:
     """Measure a mode's accepted responses, on at most QUALITY_SAMPLE of them, the same clips every time."""
     rows = sampled_responses(warehouse, sources, mode, QUALITY_SAMPLE).to_pylist()
-    answers = [_answer(mode, row["response"], row["finish_reason"], row) for row in rows]
+    answers = [as_answer(mode, row["response"], row["finish_reason"], row) for row in rows]
     return measure(answers, settings.rule_severities)
 
 
@@ -204,13 +204,13 @@ def _generate(
     started = time.monotonic()
     rules_version = rules_identity(settings.rule_severities)
     while len(window := pending_window(warehouse, scope, mode, hash_of_mode, WINDOW)):
-        prompts = _prompts(window, settings, mode, hash_of_mode)
+        prompts = build_prompts(window, settings, mode, hash_of_mode)
         clips = {row["sample_id"]: row for row in window.to_pylist()}
         for responses in engine.generate(prompts):
             judged = []
             for response in responses:
                 text = clean_answer(response.text)
-                answer = _answer(mode, text, response.finish_reason, clips[response.prompt.sample_id])
+                answer = as_answer(mode, text, response.finish_reason, clips[response.prompt.sample_id])
                 verdict = judge(answer, settings.rule_severities)
                 judged.append(JudgedResponse(response, text, verdict, engine.name, rules_version))
             store_responses(warehouse, judged)
@@ -228,7 +228,12 @@ def _generate(
             )
 
 
-def _prompts(window: pa.Table, settings: Settings, mode: str, hash_of_mode: str) -> list[Prompt]:
+def build_prompts(window: pa.Table, settings: Settings, mode: str, hash_of_mode: str) -> list[Prompt]:
+    """Build the prompts of N pending rows (PENDING_SCHEMA), in their order, each with its seed.
+
+    Raises:
+        BadInputError: If they are not the ones that were planned.
+    """
     messages = MODES[mode].build_user_messages(window)
     if prompt_hashes(hash_of_mode, messages).to_pylist() != window["prompt_hash"].to_pylist():
         raise BadInputError(
@@ -252,7 +257,7 @@ def _prompts(window: pa.Table, settings: Settings, mode: str, hash_of_mode: str)
     ]
 
 
-def _answer(mode: str, text: str, finish_reason: str, clip: Mapping[str, Any]) -> Answer:
+def as_answer(mode: str, text: str, finish_reason: str, clip: Mapping[str, Any]) -> Answer:
     """What is judged: a text, and the clip it was written for (a row with `text` and the label columns)."""
     labels = {name: clip[name] for name in LABEL_COLUMNS}
     return Answer(mode, text, finish_reason, clip["text"], labels, MODES[mode].system_prompt)

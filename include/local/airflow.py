@@ -173,6 +173,13 @@ class AirflowApi:
         path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances"
         return list(self._request("GET", path, params={"limit": 200}).json()["task_instances"])
 
+    def returned(self, dag_id: str, run_id: str, task_id: str) -> Any:
+        """Return what a task returned; None if it was skipped."""
+        path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
+        path += "/xcomEntries/return_value"
+        response = self._request("GET", path, params={"deserialize": True}, accept=(httpx.codes.NOT_FOUND,))
+        return None if response.status_code == httpx.codes.NOT_FOUND else response.json()["value"]
+
     def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[str]:
         """Return the messages of a task instance's log."""
         path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/logs/{try_number}"

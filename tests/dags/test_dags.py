@@ -46,7 +46,7 @@ def test_every_dag_is_documented_tagged_and_owned(dags: dict[str, Any]) -> None:
 def test_only_generation_takes_the_gpu_pool(dags: dict[str, Any]) -> None:
     for dag in dags.values():
         for task in dag.tasks:
-            wanted = "gpu" if task.task_id.endswith(".generate") else "default_pool"
+            wanted = "gpu" if task.task_id.split(".")[-1] in ("generate", "estimate") else "default_pool"
             assert task.pool == wanted
             assert (task.queue == "gpu") == (wanted == "gpu")
 
@@ -64,8 +64,10 @@ def test_generation_wakes_on_any_staged_source(dags: dict[str, Any]) -> None:
     named = {asset.name for asset in dag.timetable.asset_condition.objects}
     assert named == {f"staged/{name}" for name in RECIPES}
     groups = {f"{mode}.{task}" for mode in MODES for task in ("shards", "generate")}
-    assert set(dag.task_dict) == {"plan", "quality_report", "merge_and_publish", *groups}
-    assert dag.get_task("quality_report").upstream_task_ids == {"plan", *(f"{mode}.generate" for mode in MODES)}
+    single = {"plan", "generate_or_estimate", "estimate", "quality_report", "merge_and_publish"}
+    assert set(dag.task_dict) == {*single, *groups}
+    generated = {f"{mode}.generate" for mode in MODES}
+    assert dag.get_task("quality_report").upstream_task_ids == {"generate_or_estimate", *generated}
 
 
 def test_schedules_can_be_switched_off() -> None:

@@ -103,6 +103,26 @@ def test_status_logs_and_psql(sift: FrontDoor) -> None:
     assert "latest" in sift("releases")
 
 
+def test_an_estimate_says_what_is_pending_and_stores_nothing(sift: FrontDoor) -> None:
+    before = (sift.home / "releases" / "latest").resolve()
+    sift("psql", "-c", "delete from generation.responses where mode = 'sit_ssp'")
+    output = sift("trigger", "generate_and_publish", "--conf", '{"estimate": true}', "--wait")
+    assert re.search(r"^sit_ssp +50 +50 ", output, re.MULTILINE), output
+    assert "Nothing was stored." in output
+    assert sift("psql", "-Atc", "select count(*) from generation.responses").strip() == "100"
+    run = sift.api.runs("generate_and_publish")[0]
+    states = {task["task_id"]: task["state"] for task in sift.api.tasks("generate_and_publish", run["dag_run_id"])}
+    assert {name for name, state in states.items() if state == "success"} == {
+        "plan",
+        "generate_or_estimate",
+        "estimate",
+    }
+    # The same seeds write the same texts again, so there is nothing new to publish.
+    sift("trigger", "generate_and_publish", "--wait")
+    assert sift("psql", "-Atc", "select count(*) from generation.responses").strip() == "150"
+    assert (sift.home / "releases" / "latest").resolve() == before
+
+
 def test_everything_listens_on_loopback_only(sift: FrontDoor) -> None:
     listening = {
         connection.laddr.ip

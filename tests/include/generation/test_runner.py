@@ -17,6 +17,7 @@ import pytest
 
 from include import ingest
 from include.generate import describe_quality
+from include.generation.estimate import describe_estimate, estimate_shards
 from include.generation.fake import FakeEngine
 from include.generation.runner import (
     current_mode_hashes,
@@ -322,3 +323,28 @@ def test_measures_are_kept_and_shown_beside_the_ones_before(
     assert measures["same_opening"] > 0.5
     second = describe_quality(warehouse, settings, ["toy"], list(MODES), "second")
     assert f"(before {measures['words_mean']:.3f})" in second
+
+
+def test_an_estimate_answers_a_probe_and_stores_nothing(
+    warehouse: Warehouse,
+    staged: Callable[..., None],
+    make_settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    staged([toy_row(n) for n in range(400)])
+    settings = make_settings(fake_faults="empty:0.25", batch_size=8)
+    work = plan(warehouse, settings)
+    monkeypatch.setattr("include.generation.estimate.PROBE_ROWS", 120)
+    found = estimate_shards(warehouse, FakeEngine(settings, seconds_per_batch=0.02), settings, work)
+    assert responses(warehouse) == [] and list_progress(warehouse, EPOCH) == []
+    assert list(found["modes"]) == list(MODES)
+    for mode, row in found["modes"].items():
+        assert row["pending"] == 400 and 20 <= row["probed"] <= 40
+        assert 0.4 < row["accepted_share"] < 0.98
+        rejected = 1 - row["accepted_share"]
+        assert row["texts"] == pytest.approx(400 * (1 + rejected + rejected**2))  # three tries
+        # At least 20 ms a batch of 8.
+        assert row["device_s"] >= row["texts"] / 8 * 0.02
+        assert row["prompt_tokens"] > 10 and row["response_tokens"] > 2
+        assert mode in describe_estimate(found)
+    assert found["eta_minutes"] == found["device_minutes"]  # one shard
