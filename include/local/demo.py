@@ -154,16 +154,19 @@ def _run(settings: Settings, console: Console, state: StackState, sources: Seque
     for source in sources:
         api.unpause(f"ingest_{source}")
     watch = _Watch({f"ingest_{source}": api.trigger(f"ingest_{source}") for source in sources}, since)
-    asked = False
+    asked, active = False, True
     lines: dict[tuple[str, str], str] = {}
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         while True:
+            # An event is there before its ingest ends, and makes a run when it goes. So the end is an empty queue after
+            # one look that found all ended, and before another one: in any other order a run could be missed.
+            was_active, waiting = active, api.queued_events(GENERATE)
             _look(api, warehouse, watch)
             live.update(_screen(watch))
             if not console.is_terminal:
                 _print_changes(console, watch, lines)
             active = any(run["state"] in _ACTIVE for run in watch.runs.values())
-            if not active and not api.queued_events(GENERATE):
+            if not (was_active or waiting or active):
                 generated = any(dag_id == GENERATE for dag_id, _ in watch.runs)
                 if generated or asked:
                     return watch
