@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from include import ingest
 from include.generation.transformers_engine import TransformersEngine
 from include.local.model import ensure_small_model
 from include.modes import MODES
 from include.schema import Prompt
 from include.settings import PROJECT_ROOT, Settings
+from include.storage.warehouse import Warehouse
+from tests.include.sources.corpus_files import TOY, toy_row, write_corpus
 
 
 @pytest.fixture
@@ -44,3 +47,12 @@ def small_engine(small_model_dir: Path) -> TransformersEngine:
     engine = TransformersEngine(Settings(profile="embedded", model_name=str(small_model_dir)))
     engine.load()
     return engine
+
+
+@pytest.fixture
+def toy_corpus(tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve clips of the toy corpus, staged in the test's warehouse."""
+    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe, max_rows: "code")
+    write_corpus(tmp_path, [toy_row(number) for number in range(12)])
+    groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="run")
+    ingest.merge_groups(TOY, [ingest.load_group(TOY, group, warehouse) for group in groups], warehouse)
