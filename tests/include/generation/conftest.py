@@ -36,6 +36,26 @@ def make_prompt() -> Callable[..., Prompt]:
 
 
 @pytest.fixture(scope="session")
+def make_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Make a model's folder that has a tokenizer alone: a token per byte, and this chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(template: str) -> Path:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE(vocab={char: number for number, char in enumerate(alphabet)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>")
+        fast.chat_template = template
+        folder = tmp_path_factory.mktemp("model")
+        fast.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def small_model_dir() -> Path:
     """Folder of the real small model; kept between runs, for converting it takes half a minute."""
     return ensure_small_model(Path(os.environ.get("SIFT_TEST_MODELS") or PROJECT_ROOT / ".sift" / "models"))

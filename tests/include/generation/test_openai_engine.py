@@ -16,7 +16,6 @@ from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from include.generation import make_engine, openai_engine
@@ -35,24 +34,6 @@ CHATML = (
     "{{ '<|im_start|>assistant\n' }}"
 )
 KEY = "sk-very-secret"
-
-
-@pytest.fixture(scope="session")
-def make_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Make a model's folder that has a tokenizer alone: a token per byte, and this chat template."""
-
-    def make(template: str) -> Path:
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        tokenizer = Tokenizer(models.BPE(vocab={char: number for number, char in enumerate(alphabet)}, merges=[]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>")
-        fast.chat_template = template
-        folder = tmp_path_factory.mktemp("model")
-        fast.save_pretrained(folder)
-        return folder
-
-    return make
 
 
 @pytest.fixture(scope="session")
