@@ -72,8 +72,8 @@ def generate_shard(
 ) -> dict[str, Any]:
     """Generate one shard of one mode, on a device of its own or on the server; returns the StepReport as JSON."""
     settings = settings.model_copy(update={"model_revision": shard["model_revision"]})
-    # A server brings its own device.
-    with nullcontext() if settings.engine == "openai" else lease_device(settings.home / "leases"):
+    # A server brings its own device, and the fake engine needs none.
+    with lease_device(settings.home / "leases") if settings.engine == "transformers" else nullcontext():
         return asdict(run_shard(warehouse, make_engine(settings, server), settings, shard, run_id))
 
 

@@ -35,9 +35,13 @@ FORK = multiprocessing.get_context("fork")
 MIB = 1 << 20
 
 
+def unknown(device: str) -> None:
+    """Nobody can tell what memory is in use: these tests are about locks, on whatever machine."""
+
+
 def hold(lock_dir: Path, candidates: list[str], held: Event) -> None:
     """Lease a device and keep it until killed."""
-    with lease_device(lock_dir, candidates, timeout_s=10):
+    with lease_device(lock_dir, candidates, timeout_s=10, memory_use=unknown):
         held.set()
         time.sleep(60)
 
@@ -86,13 +90,13 @@ def test_a_lease_shows_its_device_alone_and_puts_the_rest_back(
         monkeypatch.delenv(name, raising=False)
         if before is not None:
             monkeypatch.setenv(name, before)
-    with pytest.raises(KeyError), lease_device(tmp_path, ["1"], memory_use=lambda device: None) as device:
+    with pytest.raises(KeyError), lease_device(tmp_path, ["1"], memory_use=unknown) as device:
         assert device == Device("cuda", "1")
         assert (os.environ[VISIBLE_DEVICES], os.environ[DEVICE_ORDER]) == ("1", "PCI_BUS_ID")
         assert (tmp_path / "gpu-1.lock").read_text() == f"{os.getpid()}\n"
         raise KeyError
     assert os.environ.get(VISIBLE_DEVICES) == os.environ.get(DEVICE_ORDER) == before
-    with lease_device(tmp_path, ["1"], timeout_s=0, memory_use=lambda device: None):
+    with lease_device(tmp_path, ["1"], timeout_s=0, memory_use=unknown):
         pass  # free again
 
 
@@ -108,14 +112,14 @@ def test_the_cpu_is_leased_without_a_lock_and_hides_the_gpus(monkeypatch: pytest
 
 @pytest.mark.usefixtures("holder")
 def test_a_held_device_is_passed_over(tmp_path: Path) -> None:
-    with lease_device(tmp_path, ["0", "1"], timeout_s=0) as device:
+    with lease_device(tmp_path, ["0", "1"], timeout_s=0, memory_use=unknown) as device:
         assert device.index == "1"
 
 
 def test_a_timeout_names_the_holder(tmp_path: Path, holder: multiprocessing.context.ForkProcess) -> None:
     with (
         pytest.raises(TimeoutError, match=f"GPU 0 is held by pid {holder.pid}"),
-        lease_device(tmp_path, ["0"], timeout_s=0.1),
+        lease_device(tmp_path, ["0"], timeout_s=0.1, memory_use=unknown),
     ):
         pytest.fail("the device is held")
 
@@ -126,7 +130,7 @@ def test_waiting_is_logged_and_a_killed_holder_frees_its_device(
     assert holder.pid is not None
     killer = FORK.Process(target=lambda pid: (time.sleep(0.3), os.kill(pid, signal.SIGKILL)), args=(holder.pid,))
     killer.start()
-    with caplog.at_level("INFO"), lease_device(tmp_path, ["0"], timeout_s=20) as device:
+    with caplog.at_level("INFO"), lease_device(tmp_path, ["0"], timeout_s=20, memory_use=unknown) as device:
         assert device.index == "0"
     killer.join()
     holder.join()
@@ -136,7 +140,7 @@ def test_waiting_is_logged_and_a_killed_holder_frees_its_device(
 
 def lease_in_turn(lock_dir: Path, log: Path) -> None:
     """Lease one of two devices for a moment, writing down from when to when."""
-    with lease_device(lock_dir, ["0", "1"], timeout_s=30) as device:
+    with lease_device(lock_dir, ["0", "1"], timeout_s=30, memory_use=unknown) as device:
         start = time.monotonic()
         time.sleep(0.2)
         with log.open("a") as file:
@@ -175,7 +179,7 @@ def lease_until_killed(lock_dir: Path, devices: list[str], log: Path, seed: int)
     """Lease devices again and again, for moments, writing down when each lease begins and ends."""
     moments = random.Random(seed)
     while True:
-        with lease_device(lock_dir, devices, timeout_s=60, memory_use=lambda device: None) as device:
+        with lease_device(lock_dir, devices, timeout_s=60, memory_use=unknown) as device:
             _write_down(log, "begins", device.index)
             time.sleep(moments.uniform(0, 0.03))
             _write_down(log, "ends", device.index)
@@ -252,7 +256,7 @@ def test_a_device_whose_memory_somebody_holds_is_passed_over(tmp_path: Path, str
     for _ in range(2):
         with lease_device(tmp_path, ["0", "1"], timeout_s=0, memory_use=use.get) as device:
             assert device.index == "1"
-    with lease_device(tmp_path, ["0"], timeout_s=0, memory_use=lambda device: None):
+    with lease_device(tmp_path, ["0"], timeout_s=0, memory_use=unknown):
         pass  # what was only looked at is not kept locked
 
 
