@@ -93,9 +93,11 @@ def estimate_run(
         server: As for `generate_shard`.
 
     Returns:
-        What `estimate_shards` returns, and `text`, the same as a table.
+        What `estimate_shards` returns, and `text`, the same as a table; `text` alone if nothing is pending.
     """
-    first = next(shard for shards in work.values() for shard in shards)
+    first = next((shard for shards in work.values() for shard in shards), None)
+    if first is None:
+        return {"text": "Nothing is pending: a run would only publish."}
     with _engine(settings, first["model_revision"], server) as engine:
         estimate = estimate_shards(warehouse, engine, settings, work)
     return {**estimate, "text": describe_estimate(estimate)}
@@ -103,8 +105,8 @@ def estimate_run(
 
 @contextmanager
 def _engine(settings: Settings, model_revision: str, server: LlmServer | None) -> Iterator[Engine]:
-    """The engine at the revision that was planned, on a device of its own; a server brings its own device."""
-    with nullcontext() if settings.engine == "openai" else lease_device(settings.home / "leases"):
+    """The engine at the revision that was planned, on a device of its own; a server brings one, and the fake engine needs none."""
+    with lease_device(settings.home / "leases") if settings.engine == "transformers" else nullcontext():
         yield make_engine(settings.model_copy(update={"model_revision": model_revision}), server)
 
 

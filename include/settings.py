@@ -126,7 +126,9 @@ class Settings(BaseSettings):
         0, ge=0, le=64, description="Generation tasks per mode; 0: one per GPU (with a server: one), at least one"
     )
     fake_faults: str = Field(
-        "", description="Faults of the fake engine, as 'fault:share,...' (empty, think, tag, length, refusal, crash)"
+        "",
+        description="Faults of the fake engine, as 'fault:share,...': empty, think, tag, unprintable, role_echo, "
+        "length, refusal, copied_prompt, copied_example, opening, sentences, duplicate; crash, oom, hang, slow",
     )
 
     daily_at: str = Field("30 5 * * *", description="Cron of the daily generate_and_publish run (UTC)")

@@ -5,12 +5,30 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from include.schema import FinishReason, Prompt, Response
+from include.schema import Prompt, Response
 from include.settings import Settings
 
-FAULTS = ("empty", "think", "tag", "length", "refusal", "crash")
+# What becomes of a good answer, by fault.
+_SPOILED: dict[str, Callable[[str, Prompt], str]] = {
+    "empty": lambda text, prompt: "",
+    "think": lambda text, prompt: f"<think>The user says something. {text}",  # never closed
+    "tag": lambda text, prompt: f"{text} <audio><|im_start|>",
+    "unprintable": lambda text, prompt: f"{text}\x00\ufffd",
+    "role_echo": lambda text, prompt: f"{text}\nUser: And what then?",
+    "length": lambda text, prompt: text[: len(text) // 2],  # cut by the token limit
+    "refusal": lambda text, prompt: "I'm sorry, but as an AI I can't hear audio.",
+    "copied_prompt": lambda text, prompt: f"{text} {prompt.system_prompt.partition('Example:')[0]}",
+    "copied_example": lambda text, prompt: "Sounds like an angry man saying 'leave me alone' in a harsh voice.",
+    "opening": lambda text, prompt: f"I hear this: {text}",  # not "Sounds like"
+    "sentences": lambda text, prompt: f"{text} Then there is silence.",  # one too many for a description
+    "duplicate": lambda text, prompt: "Sounds like you have had quite a day.",  # the same for every prompt
+}
+# What happens to the batch that the row is in.
+_EVENTS = ("crash", "oom", "hang", "slow")
+FAULTS = (*_SPOILED, *_EVENTS)
+SLOW_S = 1.0
 
 _WARMTH = (
     "I'm so glad you told me.",
@@ -36,11 +54,8 @@ class FakeEngine:
     """Writes plausible answers at once, and the faults it is told to.
 
     Faults (`settings.fake_faults`, "empty:0.1,crash:0.01") are chosen by the row's seed, so a retry, which has
-    another seed, may be fine:
-
-    - empty: nothing; think: an unclosed `<think>`; tag: a prompt tag and a special token in the answer;
-    - length: an answer cut in the middle; refusal: a denial that it can hear;
-    - crash: RuntimeError instead of the batch that the row is in.
+    another seed, may be fine. Most spoil the answer, so that a rule rejects it (`_SPOILED` says how). Others are for
+    the batch: crash and oom raise, hang never ends, slow takes SLOW_S seconds.
 
     Attributes:
         name: "fake".
@@ -71,7 +86,7 @@ class FakeEngine:
         """Answer P prompts in batches of `settings.batch_size`, in the order given.
 
         Raises:
-            RuntimeError: In place of a batch with a row that was dealt a crash.
+            RuntimeError: In place of a batch with a row that was dealt a crash, or out of memory ("oom").
         """
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
@@ -80,27 +95,27 @@ class FakeEngine:
             yield [self._answer(prompt) for prompt in batch]
 
     def _answer(self, prompt: Prompt) -> Response:
-        text = _plausible_text(prompt)
-        finish_reason: FinishReason = "stop"
-        match self._fault(prompt.seed):
-            case "empty":
-                text = ""
-            case "think":
-                text = f"<think>The user says something. {text}"
-            case "tag":
-                text = f"{text} <audio><|im_start|>"
-            case "length":
-                text, finish_reason = text[: len(text) // 2], "length"
-            case "refusal":
-                text = "I'm sorry, but as an AI I can't hear audio."
+        fault = self._fault(prompt.seed)
+        match fault:
             case "crash":
                 raise RuntimeError(f"fake engine: crash dealt to {prompt.sample_id} ({prompt.mode})")
+            case "oom":  # as torch says it
+                raise RuntimeError(f"fake engine: CUDA out of memory dealt to {prompt.sample_id} ({prompt.mode})")
+            case "hang":
+                while True:
+                    time.sleep(60)
+            case "slow":
+                time.sleep(SLOW_S)
+        text = _plausible_text(prompt)
+        if fault in _SPOILED:
+            text = _SPOILED[fault](text, prompt)
+        cut = fault == "length"
         return Response(
             prompt=prompt,
             text=text,
-            finish_reason=finish_reason,
+            finish_reason="length" if cut else "stop",
             prompt_tokens=len(f"{prompt.system_prompt} {prompt.user_message}".split()),
-            response_tokens=len(text.split()) + (finish_reason == "stop"),
+            response_tokens=len(text.split()) + (not cut),
         )
 
     def _fault(self, seed: int) -> str | None:

@@ -25,6 +25,8 @@ MAX_RETRIES = 6
 CONNECT_TIMEOUT_S = 10.0
 # A full queue, or a model that is loaded with the first request, takes minutes.
 ANSWER_TIMEOUT_S = 600.0
+# With requests under way and no answer for so long, the server hangs: more retries would only hide it.
+NO_ANSWER_S = 900.0
 # Answers are handed on after so many seconds even if they are few, so that a slow server's are stored too.
 HAND_ON_AFTER_S = 10.0
 
@@ -75,8 +77,8 @@ class OpenAIEngine:
         """Load the tokenizer, find the model on the server, and learn from one token what the server understands.
 
         Raises:
-            ServerRefusedError: If the server refuses the key, does not serve the model, lacks the endpoint, or adds
-                to the prompts.
+            ServerRefusedError: If the server refuses the key, does not serve the model, lacks the endpoint, or reads
+                other tokens than those of the prompt.
             ServerUnavailableError: If it cannot be reached, or fails.
             ValueError: If the tokenizer cannot be had, naming the model and what to do.
         """
@@ -101,11 +103,13 @@ class OpenAIEngine:
         or when one fails for good, are cancelled.
 
         Yields:
-            Lists of up to `settings.batch_size` responses in the order in which they came; P in all.
+            Lists of about `settings.batch_size` responses in the order in which they came; P in all. Before an error
+            is raised, whatever has come until then.
 
         Raises:
             ServerRefusedError: If the server refuses a request for good.
-            ServerUnavailableError: If it still failed after all retries.
+            ServerUnavailableError: If a request still failed after all retries, or if nothing was answered for
+                NO_ANSWER_S seconds.
         """
         todo = iter(prompts)
         running: set[asyncio.Task[Response]] = set()
@@ -128,18 +132,22 @@ class OpenAIEngine:
     ) -> tuple[list[Response], BaseException | None]:
         """Wait for a batch of answers while the window is kept full; the first failure ends it early."""
         batch: list[Response] = []
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + HAND_ON_AFTER_S
         failure: BaseException | None = None
+        loop = asyncio.get_running_loop()
+        hand_on_at = loop.time() + HAND_ON_AFTER_S
         while len(batch) < self.settings.batch_size and failure is None:
             for prompt in islice(todo, self.settings.server_concurrency - len(running)):
                 running.add(asyncio.create_task(self._answer(client, prompt)))
-            if not running or (batch and loop.time() > deadline):
+            if not running:
                 break
-            patience = max(0.01, deadline - loop.time()) if batch else None
+            patience = max(0.0, hand_on_at - loop.time()) if batch else NO_ANSWER_S
             ended, _ = await asyncio.wait(running, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-            for task in islice(ended, self.settings.batch_size - len(batch)):
-                running.discard(task)
+            if not ended:
+                if not batch:
+                    failure = ServerUnavailableError(f"{self.server.url} has answered nothing for {NO_ANSWER_S:g} s")
+                break
+            running -= ended
+            for task in ended:
                 if error := task.exception():
                     failure = failure or error
                 else:
@@ -155,7 +163,7 @@ class OpenAIEngine:
         )
 
     async def _get_acquainted(self) -> None:
-        """Find the model, then ask for one token in the ways that servers understand."""
+        """Find the model, then ask for one token: it shows which fields the server takes, and what it reads."""
         async with self._client() as client:
             try:
                 listing = await client.get("/models", cast_to=object)
@@ -163,21 +171,19 @@ class OpenAIEngine:
                 raise self._explained(error, "/models") from None
             self._model_id = self._served_model(listing)
             self._extra = self._extra_fields()
-            try:
+            read = await self._probe(client)
+            if self.settings.server_chat or read is None:
+                return  # it renders the prompt itself, or does not say what it has read
+            rendered, bos = self._render(_PROBE), self.tokenizer.bos_token
+            ours = self._count(rendered)
+            if read == ours + 1 and bos and rendered.startswith(bos):
+                self._servers_bos = bos  # the template wrote it, and the server another one in front of it
                 read = await self._probe(client)
-            except self._openai.UnprocessableEntityError as error:
-                if "Unexpected fields" not in error.message:
-                    raise self._explained(error, self._path, quote=True) from None
-                self._extra = self._transformers_serve_fields()
-                read = await self._probe(client)
-            if self.settings.server_chat or read <= self._rendered_tokens():
-                return
-            self._servers_bos = self.tokenizer.bos_token or ""
-            if not self._servers_bos or await self._probe(client) > self._rendered_tokens() + 1:
+            if read != ours:
                 raise ServerRefusedError(
-                    f"{self.server.url} reads {read} tokens where the prompt has {self._rendered_tokens()}: it puts "
-                    "special tokens or a chat template of its own around it, or has another tokenizer than "
-                    f"{self.settings.model_name!r}; its answers would be answers to another prompt"
+                    f"{self.server.url} reads {read} tokens where the prompt has {ours}: it puts special tokens or a "
+                    f"chat template of its own around it, or has another tokenizer than {self.settings.model_name!r}; "
+                    "its answers would be answers to another prompt"
                 )
 
     def _served_model(self, listing: Any) -> str:
@@ -190,16 +196,17 @@ class OpenAIEngine:
             )
         served = [str(entry.get("id")) for entry in data]
         name = self.settings.model_name
+        if not served:  # `transformers serve` does not list a folder; it refuses whatever is not its model
+            return name
         for wanted in (f"{name}@{self.settings.model_revision}", name):
             if wanted in served:
                 return wanted
         revisions = [model for model in served if model.startswith(f"{name}@")]
         if len(revisions) == 1:  # a branch, most likely, where we have the commit
             return revisions[0]
-        shown = ", ".join(served[:20]) or "nothing"
         raise ServerRefusedError(
-            f"{self.server.url} does not serve {name!r}; it serves {shown}. SIFT_MODEL_NAME must be one of its names, "
-            "and SIFT_MODEL_REVISION one of its revisions where it lists them"
+            f"{self.server.url} does not serve {name!r}; it serves {', '.join(served[:20])}. SIFT_MODEL_NAME must be "
+            "one of its names, and SIFT_MODEL_REVISION one of its revisions where it lists them"
         )
 
     def _extra_fields(self) -> dict[str, Any]:
@@ -234,27 +241,26 @@ class OpenAIEngine:
             fields["chat_template_kwargs"] = {"enable_thinking": False}
         return fields
 
-    async def _probe(self, client: Any) -> int:
+    async def _probe(self, client: Any) -> int | None:
         """Ask for one token.
 
         Returns:
-            Tokens of the prompt as the server counts them; 0 if it does not say.
+            Tokens of the prompt as the server counts them; None if it does not say.
         """
         try:
-            body = self._body(_PROBE, self._render(_PROBE), max_tokens=1)
-            answer = await client.post(self._path, cast_to=object, body=body)
-        except self._openai.UnprocessableEntityError:
-            raise
-        except self._openai.APIStatusError as error:
-            if error.status_code in (404, 405):
-                raise self._endpoint_missing(error.status_code) from None
-            raise self._explained(error, self._path, quote=True) from None
+            answer = await self._post(client, _PROBE, self._render(_PROBE), max_tokens=1)
+        except self._openai.UnprocessableEntityError as error:
+            if "Unexpected fields" not in str(error.body) or "generation_config" in self._extra:
+                raise self._explained(error, self._path, quote=True) from None
+            self._extra = self._transformers_serve_fields()
+            return await self._probe(client)
         except self._openai.APIError as error:
-            raise self._explained(error, self._path) from None
-        return self._response(_PROBE, "", answer).prompt_tokens
-
-    def _rendered_tokens(self) -> int:
-        return self._count(self._render(_PROBE))
+            raise self._explained(error, self._path, quote=True) from None
+        wrote = str(answer.get("model") or self._model_id) if isinstance(answer, dict) else self._model_id
+        if wrote.partition("@")[0] != self._model_id.partition("@")[0]:
+            raise ServerRefusedError(f"{self.server.url} was asked for {self._model_id!r} and answered as {wrote!r}")
+        self._response(_PROBE, "", answer)  # raises if there is no answer in it
+        return (answer.get("usage") or {}).get("prompt_tokens")
 
     def _render(self, prompt: Prompt) -> str:
         assert self._renderer is not None, "load() comes first"
@@ -263,10 +269,10 @@ class OpenAIEngine:
     def _count(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _body(self, prompt: Prompt, rendered: str, max_tokens: int) -> dict[str, Any]:
-        """The request, as JSON values."""
+    async def _post(self, client: Any, prompt: Prompt, rendered: str, max_tokens: int) -> Any:
+        """Send one request; returns the JSON value that is answered."""
         asked = {"messages": messages_of(prompt)} if self.settings.server_chat else {"prompt": rendered}
-        return {
+        body = {
             "model": self._model_id,
             **asked,
             "temperature": self.settings.sampling.temperature,
@@ -275,13 +281,13 @@ class OpenAIEngine:
             "seed": prompt.seed,
             **self._extra,
         }
+        return await client.post(self._path, cast_to=object, body=body)
 
     async def _answer(self, client: Any, prompt: Prompt) -> Response:
         """Ask for one prompt's answer."""
         rendered = self._render(prompt)
-        body = self._body(prompt, rendered, self.settings.sampling.max_new_tokens)
         try:
-            answer = await client.post(self._path, cast_to=object, body=body)
+            answer = await self._post(client, prompt, rendered, self.settings.sampling.max_new_tokens)
         except self._openai.APIError as error:
             # Nothing of the server's own words here, nor the client's error behind ours: they may quote the prompt.
             raise self._explained(error, f"{self._path} for {prompt.sample_id} ({prompt.mode})") from None
@@ -306,15 +312,6 @@ class OpenAIEngine:
                 text, finish_reason = text[:end], "sentences"
         return Response(prompt, text, finish_reason, prompt_tokens, response_tokens)
 
-    def _endpoint_missing(self, status: int) -> ServerRefusedError:
-        if self.settings.server_chat:
-            return ServerRefusedError(f"{self.server.url} has no {self._path} ({status})")
-        return ServerRefusedError(
-            f"{self.server.url} has no {self._path} ({status}), so it cannot be sent prompts as we render them. "
-            "SIFT_SERVER_CHAT=true asks through /chat/completions instead: the server then renders them with its own "
-            "date, and all that it writes counts as another model's"
-        )
-
     def _explained(self, error: Any, asked: str, *, quote: bool = False) -> Exception:
         """Make the client's error one of ours: who failed at what, and whether it is worth another try."""
         status = getattr(error, "status_code", None)
@@ -329,8 +326,23 @@ class OpenAIEngine:
             )
         answered = f"{self.server.url}{asked} answered {status}"
         if status >= 500 or status in _AGAIN_LATER:
-            return ServerUnavailableError(f"{answered}, and again after {MAX_RETRIES} retries")
-        return ServerRefusedError(f"{answered}{f': {error.message[:300]}' if quote else ''}")
+            wait = error.response.headers.get("retry-after")
+            return ServerUnavailableError(
+                f"{answered}, after up to {MAX_RETRIES} retries" + (f"; it says Retry-After: {wait}" if wait else "")
+            )
+        if asked == "/models":
+            return ServerRefusedError(f"{answered}; the URL of the Airflow connection llm_server usually ends in /v1")
+        if status in (404, 405) and not self.settings.server_chat:
+            return ServerRefusedError(
+                f"{answered}, so it cannot be sent prompts as we render them. SIFT_SERVER_CHAT=true asks through "
+                "/chat/completions instead: the server then renders them with its own date, and all that it writes "
+                "counts as another model's"
+            )
+        if not quote:
+            return ServerRefusedError(answered)
+        # The client's own message leaves out what is not in OpenAI's form.
+        words = str(error.body or error.message).replace(self.server.api_key or "\0", "***")
+        return ServerRefusedError(f"{answered}: {words[:300]}")
 
 
 # What is asked to get acquainted: no sample's text, since a server's complaint may quote it.

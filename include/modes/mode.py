@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+# Found anywhere in a system message, these switch a chat template's thinking on or off, or drop its own header. SmolLM3
+# finds "/think" in "</think>" too, turns thinking on, and leaves "<>" of the tag.
+_TEMPLATE_FLAGS = re.compile(r"/(?:no_?)?think|<think>|/system_override", re.IGNORECASE)
 
 # Order of the fields inside <meta>, and nothing else, by the specification.
 META_FIELDS = ("age", "gender", "volume", "pace", "emotion", "accent")
@@ -25,6 +30,9 @@ class Mode:
         purpose: One sentence for people.
         user_message: Column function: a table with `text` and the label columns (N rows) -> N user messages.
         instruction: What the published row asks the trained model (with its trailing blank), or "".
+
+    Raises:
+        ValueError: If the system prompt holds a flag that chat templates act upon, naming the mode and the flag.
     """
 
     name: str
@@ -32,6 +40,13 @@ class Mode:
     purpose: str
     user_message: Callable[[pa.Table], pa.Array]
     instruction: str = ""
+
+    def __post_init__(self) -> None:
+        if flag := _TEMPLATE_FLAGS.search(self.system_prompt):
+            raise ValueError(
+                f"Mode {self.name!r}: its system prompt holds {flag.group()!r}, which chat templates take for a switch "
+                f"of the model's thinking or of their own header; write prompts/{self.name}.txt without it"
+            )
 
     @property
     def system_prompt(self) -> str:

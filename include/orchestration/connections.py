@@ -36,7 +36,7 @@ def llm_server() -> LlmServer:
     `/v1`. The password is the API key.
 
     Raises:
-        BadInputError: If there is no such connection, or it names no host.
+        BadInputError: If there is no such connection, or its host is none.
     """
     try:
         connection = Connection.get(LLM_SERVER_CONN_ID)
@@ -50,9 +50,19 @@ def llm_server() -> LlmServer:
     protocols = ("http", "https")
     schema = (connection.schema or "").strip("/")
     protocol = next((name for name in (schema, connection.conn_type) if name in protocols), "http")
-    url = urlsplit(connection.host if "://" in connection.host else f"{protocol}://{connection.host}")
+    try:
+        url = urlsplit(connection.host if "://" in connection.host else f"{protocol}://{connection.host}")
+        port_missing = url.port is None
+    except ValueError:
+        url = None
+    # What looks like a port or a path may be part of a password, so it is not shown.
+    if url is None or url.scheme not in protocols or not url.hostname or "@" in url.path:
+        raise BadInputError(
+            f"The host of the Airflow connection {LLM_SERVER_CONN_ID} is not an address such as "
+            "http://gpu-box:8000/v1; the key belongs in the connection's password"
+        ) from None
     netloc = url.netloc.rpartition("@")[2]  # credentials would be shown with the URL
-    if url.port is None and connection.port:
+    if port_missing and connection.port:
         netloc += f":{connection.port}"
     path = url.path.strip("/") or ("" if schema in protocols else schema) or "v1"
     key = connection.password or (unquote(url.password) if url.password else None)

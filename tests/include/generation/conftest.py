@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from include import ingest
 from include.generation.transformers_engine import TransformersEngine
 from include.local.model import ensure_small_model
 from include.modes import MODES
 from include.schema import Prompt
 from include.settings import PROJECT_ROOT, Settings
+from include.storage.warehouse import Warehouse
+from tests.include.sources.corpus_files import TOY, toy_row, write_corpus
 
 
 @pytest.fixture
@@ -33,6 +36,26 @@ def make_prompt() -> Callable[..., Prompt]:
 
 
 @pytest.fixture(scope="session")
+def make_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Make a model's folder that has a tokenizer alone: a token per byte, and this chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(template: str) -> Path:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE(vocab={char: number for number, char in enumerate(alphabet)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>")
+        fast.chat_template = template
+        folder = tmp_path_factory.mktemp("model")
+        fast.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def small_model_dir() -> Path:
     """Folder of the real small model; kept between runs, for converting it takes half a minute."""
     return ensure_small_model(Path(os.environ.get("SIFT_TEST_MODELS") or PROJECT_ROOT / ".sift" / "models"))
@@ -44,3 +67,12 @@ def small_engine(small_model_dir: Path) -> TransformersEngine:
     engine = TransformersEngine(Settings(profile="embedded", model_name=str(small_model_dir)))
     engine.load()
     return engine
+
+
+@pytest.fixture
+def toy_corpus(tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve clips of the toy corpus, staged in the test's warehouse."""
+    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe, max_rows: "code")
+    write_corpus(tmp_path, [toy_row(number) for number in range(12)])
+    groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="run")
+    ingest.merge_groups(TOY, [ingest.load_group(TOY, group, warehouse) for group in groups], warehouse)

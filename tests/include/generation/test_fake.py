@@ -1,15 +1,23 @@
 """The fake engine: the same prompt and seed give the same text, and faults come as often as told."""
 
+from __future__ import annotations
+
+import multiprocessing
+import re
+import signal
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from include.generation import make_engine
+from include.generation import fake, make_engine
 from include.generation.answer import clean_answer
 from include.generation.fake import FAULTS, FakeEngine, parse_faults
-from include.quality.rules import Answer, judge
+from include.modes import MODES
+from include.quality.rules import RULES, Answer, judge
 from include.schema import Prompt, Response
-from include.settings import Settings
+from include.settings import PROJECT_ROOT, Settings
 
 CONTEXT = "<audio><meta>gender: female, emotion: angry</meta><text>leave me alone</text></audio>"
 
@@ -64,16 +72,83 @@ def test_a_description_says_what_its_labels_say() -> None:
     assert answers("", [fake_prompt(1, "sit_ssp", "<audio></audio>")])[0].text.startswith("Sounds like a calm person")
 
 
-@pytest.mark.parametrize(
-    ("fault", "verdict"), [("empty", "empty"), ("think", "empty"), ("tag", "leaked_tag"), ("length", "truncated")]
-)
-def test_faults_break_their_rule(fault: str, verdict: str) -> None:
-    for response in answers(f"{fault}:1", [fake_prompt(seed) for seed in range(20)]):
-        assert judge(Answer("sift_s", clean_answer(response.text), response.finish_reason)) == verdict
+# The rule that each fault breaks, in replies and in descriptions.
+VERDICTS = {
+    "empty": ("empty", "empty"),
+    "think": ("empty", "empty"),
+    "tag": ("leaked_tag", "leaked_tag"),
+    "unprintable": ("unprintable", "unprintable"),
+    "role_echo": ("leaked_prompt", "leaked_prompt"),
+    "length": ("truncated", "truncated"),
+    "refusal": ("refusal", "refusal"),
+    "copied_prompt": ("copied_prompt", "copied_prompt"),
+    "copied_example": ("describes_audio", "copied_example"),
+    "opening": ("accepted", "not_sounds_like"),
+    "sentences": ("accepted", "several_sentences"),
+    "duplicate": ("accepted", "no_quote"),
+}
+EVENTS = {"crash", "oom", "hang", "slow"}
 
 
-def test_a_refusal_denies_hearing() -> None:
-    assert "can't hear" in answers("refusal:1", [fake_prompt(1)])[0].text
+@pytest.mark.parametrize("mode", list(MODES))
+@pytest.mark.parametrize("fault", VERDICTS)
+def test_faults_break_their_rule(fault: str, mode: str, make_prompt: Callable[..., Prompt]) -> None:
+    prompts = [make_prompt(mode, "<audio><text>it is late</text></audio>", seed=seed) for seed in range(20)]
+    responses = answers(f"{fault}:1", prompts)
+    verdicts = {judged(response) for response in responses}
+    assert verdicts == {VERDICTS[fault][mode == "sit_ssp"]}
+    assert (len({response.text for response in responses}) == 1) == (
+        fault in ("empty", "refusal", "copied_example", "duplicate")
+    )
+
+
+def judged(response: Response) -> str:
+    prompt = response.prompt
+    answer = Answer(
+        prompt.mode,
+        clean_answer(response.text),
+        response.finish_reason,
+        transcript="it is late",
+        labels={"emotion": None},
+        system_prompt=prompt.system_prompt,
+    )
+    return judge(answer)
+
+
+def test_every_fault_is_tested_and_every_hard_rule_is_broken_by_one() -> None:
+    assert {*VERDICTS, *EVENTS} == set(FAULTS)
+    hard = {name for name, rule in RULES.items() if rule.hard}
+    assert hard <= {verdict for verdicts in VERDICTS.values() for verdict in verdicts}
+
+
+def test_the_settings_name_every_fault() -> None:
+    described = Settings.model_fields["fake_faults"].description or ""
+    example = (PROJECT_ROOT / ".env.example").read_text(encoding="utf-8").partition("# Faults of the fake engine")[2]
+    for text in (described, example):
+        assert set(FAULTS) <= set(re.findall(r"\w+", text))
+
+
+def test_out_of_memory_reads_as_torch_says_it() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        answers("oom:1", [fake_prompt(1)])
+
+
+def test_a_slow_row_takes_its_time_and_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fake, "SLOW_S", 0.1)
+    started = time.monotonic()
+    slow = answers("slow:1", [fake_prompt(seed) for seed in range(3)])
+    assert time.monotonic() - started >= 0.3
+    assert [r.text for r in slow] == [r.text for r in answers("", [fake_prompt(seed) for seed in range(3)])]
+
+
+def test_a_hanging_row_never_ends_until_it_is_killed() -> None:
+    process = multiprocessing.get_context("fork").Process(target=answers, args=("hang:1", [fake_prompt(1)]))
+    process.start()
+    process.join(1)
+    assert process.is_alive()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_faults_come_as_often_as_told_and_go_with_another_seed() -> None:
@@ -104,7 +179,7 @@ def test_an_unknown_fault_is_named() -> None:
     with pytest.raises(ValueError, match="unknown fault 'explode'"):
         parse_faults("empty:0.1,explode:0.1")
     assert parse_faults(" empty:0.1, tag:0.2,") == {"empty": 0.1, "tag": 0.2}
-    assert set(parse_faults(",".join(f"{fault}:0.1" for fault in FAULTS))) == set(FAULTS)
+    assert set(parse_faults(",".join(f"{fault}:0.05" for fault in FAULTS))) == set(FAULTS)
 
 
 def test_batches_take_as_long_as_told(monkeypatch: pytest.MonkeyPatch) -> None:

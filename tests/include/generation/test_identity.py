@@ -13,6 +13,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundE
 
 from include.generation import identity
 from include.generation.identity import model_hash_inputs, pinned
+from include.generation.runner import current_mode_hashes
+from include.modes import MODES
 from include.settings import PROJECT_ROOT, Sampling, Settings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -111,6 +113,35 @@ def test_every_part_counts(hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
 
 def test_what_does_not_shape_the_text_does_not_count(hub: dict[str, Any]) -> None:
     assert model_hash_inputs(Settings(batch_size=7, run_seed=3, shards=2)) == model_hash_inputs(Settings())
+
+
+def test_a_server_that_reads_our_prompt_promises_the_same_distribution(hub: dict[str, Any]) -> None:
+    server = Settings(engine="openai", server_concurrency=3, batch_size=7)
+    assert model_hash_inputs(server) == model_hash_inputs(Settings())
+    assert current_mode_hashes(server, list(MODES)) == current_mode_hashes(Settings(), list(MODES))
+
+
+def test_a_server_that_renders_the_prompt_is_another_generator_in_every_mode(hub: dict[str, Any]) -> None:
+    server = Settings(engine="openai", server_chat=True)
+    inputs = model_hash_inputs(server)
+    assert inputs.pop("date") == "server"
+    assert {**inputs, "frozen_date": "2026-01-01"} == model_hash_inputs(Settings())
+    # Its date is its own affair, so ours changes nothing.
+    assert model_hash_inputs(server.model_copy(update={"frozen_date": "2027-01-01"})) == model_hash_inputs(server)
+    theirs, ours = (current_mode_hashes(settings, list(MODES)) for settings in (server, Settings()))
+    for mode in MODES:
+        assert theirs[mode][0] != ours[mode][0]
+        assert theirs[mode][1]["date"] == "server"  # which the release's manifest repeats
+    # Without a server the setting means nothing.
+    assert model_hash_inputs(Settings(server_chat=True)) == model_hash_inputs(Settings())
+
+
+def test_a_servers_repetition_penalty_is_another_one_than_ours(hub: dict[str, Any]) -> None:
+    sampling = {"repetition_penalty": 1.1}
+    server, own = (
+        model_hash_inputs(Settings(engine=engine, sampling=sampling)) for engine in ("openai", "transformers")
+    )
+    assert server == {**own, "penalised": "prompt and answer"}
 
 
 def test_the_fake_engine_has_an_identity_without_a_model(tmp_path: Path) -> None:

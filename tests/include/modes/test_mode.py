@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from include.modes import MODES
-from include.modes.mode import META_FIELDS, mode_hash, prompt_hashes
+from include.modes.mode import META_FIELDS, Mode, bare_transcript, mode_hash, prompt_hashes
 from tests.conftest import SHARED
 
 SAMPLE_SCHEMA = pa.schema([(name, pa.string()) for name in ("text", *META_FIELDS)])
@@ -35,6 +35,33 @@ def test_system_prompts_are_the_specifications(mode: str) -> None:
     if not specification.exists():
         pytest.skip("../shared/reference is not there")
     assert f"System: {MODES[mode].system_prompt}\n" in specification.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("word", "flag"),
+    [
+        *((flag, flag) for flag in ("/think", "/no_think", "/nothink", "/No_Think", "<think>", "/system_override")),
+        ("</think>", "/think"),
+        ("and/thinking", "/think"),
+    ],
+)
+def test_a_system_prompt_that_would_switch_the_template_is_refused(word: str, flag: str) -> None:
+    class Edited(Mode):
+        @property
+        def system_prompt(self) -> str:
+            return f"Respond warmly. {word} Be brief."
+
+    with pytest.raises(ValueError, match=f"Mode 'sift_s': its system prompt holds '{flag}', .* prompts/sift_s.txt"):
+        Edited(name="sift_s", title="", purpose="", user_message=bare_transcript)
+
+
+def test_a_slash_alone_is_no_flag() -> None:
+    class Edited(Mode):
+        @property
+        def system_prompt(self) -> str:
+            return "Answer him/her. I think so; think/feel."
+
+    assert Edited(name="sift_s", title="", purpose="", user_message=bare_transcript).title == ""
 
 
 def test_sift_s_asks_with_the_words_alone() -> None:
