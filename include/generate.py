@@ -105,7 +105,7 @@ def estimate_run(
 
 @contextmanager
 def _engine(settings: Settings, model_revision: str, server: LlmServer | None) -> Iterator[Engine]:
-    """The engine at the revision that was planned, on a device of its own; a server brings one, and the fake engine needs none."""
+    """The engine at the revision that was planned; on a device of its own, unless it needs none here."""
     with lease_device(settings.home / "leases") if settings.engine == "transformers" else nullcontext():
         yield make_engine(settings.model_copy(update={"model_revision": model_revision}), server)
 
