@@ -12,6 +12,7 @@ import logging
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
 
 from include import ingest
+from include.modes import MODES
 from include.orchestration.assets import STAGED
 from include.orchestration.connections import warehouse
 from include.orchestration.defaults import DEFAULT_ARGS, START_DATE, check_conf, skip
@@ -86,6 +87,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
 
         @task
         def report(merged: dict) -> None:
+            ingest.count_samples(recipe, list(MODES), get_settings().max_attempts, warehouse())
             log.info("%s", ingest.describe_load(recipe, merged, warehouse()))
 
         report(merge(load.expand(group=resolve_revision())))

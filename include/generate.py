@@ -26,7 +26,8 @@ from include.publish.merge import has_news
 from include.schema import LlmServer
 from include.settings import Settings
 from include.sources import RECIPES
-from include.storage.generation import Scope, coverage, previous_quality, save_quality, verdicts_by_source
+from include.storage.console import count_coverage, keep_verdicts
+from include.storage.generation import Scope, previous_quality, save_quality, verdicts_by_source
 from include.storage.staging import latest_loads
 from include.storage.warehouse import Warehouse
 
@@ -53,6 +54,7 @@ def plan_run(
     again = judge_again(warehouse, settings, staged)
     if again["judged"]:
         log.info("%(judged)d responses judged again by changed rules, %(demoted)d of them rejected now", again)
+    count_coverage(warehouse, staged, list(MODES), settings.max_attempts)
     scope = Scope(
         sources=[source for source in staged if source in params["sources"]],
         max_attempts=settings.max_attempts,
@@ -124,7 +126,7 @@ def describe_quality(
     lines += [
         f"{row['source']:<16}{row['mode']:<12}{row['staged']:>9}{row['accepted']:>9}{row['pending']:>9}"
         f"{row['given_up']:>9}"
-        for row in coverage(warehouse, sources, modes, settings.max_attempts)
+        for row in count_coverage(warehouse, sources, modes, settings.max_attempts)
     ]
     if again["demoted"]:
         lines.append(
@@ -132,6 +134,7 @@ def describe_quality(
         )
     previous = previous_quality(warehouse, run_id)
     verdicts = verdicts_by_source(warehouse, sources)
+    keep_verdicts(warehouse, run_id, verdicts)
     for mode in modes:
         by_verdict = verdicts.get(mode, {})
         texts = sum(sum(by_source.values()) for by_source in by_verdict.values())

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from include.schema import BadInputError, StepReport, merge_counts
+from include.schema import LABEL_COLUMNS, BadInputError, StepReport, merge_counts
 from include.sources import RECIPES
 from include.sources.reader import (
     Corpus,
@@ -26,6 +26,7 @@ from include.sources.reader import (
     resolve_corpus,
 )
 from include.sources.recipe import SourceRecipe
+from include.storage.console import LabelColumn, count_coverage, count_labels
 from include.storage.staging import (
     IncomingLoad,
     OlderRevisionError,
@@ -44,6 +45,10 @@ MOST_UNMAPPED = 200
 # means nothing.
 LOPSIDED = 0.8
 FEWEST_TO_WARN = 20
+
+# Histograms of the measurements behind a label: a bar's width, the lowest and the highest edge; phonetic symbols per
+# second, and dB. Corpora publish few values beyond, which are counted in the outermost bars.
+MEASURED = {"pace": (0.5, 0.0, 20.0), "volume": (2.0, -60.0, 0.0)}
 
 LabelCounts = dict[str, dict[str, int]]
 """Canonical column -> published label -> rows."""
@@ -229,6 +234,18 @@ def describe_load(recipe: SourceRecipe, load: dict[str, Any], warehouse: Warehou
     ]
     lines += [f"  WARNING {warning}" for warning in _warnings(recipe, load, distribution, usable)]
     return "\n".join(lines)
+
+
+def count_samples(recipe: SourceRecipe, modes: Sequence[str], max_attempts: int, warehouse: Warehouse) -> None:
+    """Count what the console shows of a source: labels before and after, measurements, and prompts by state."""
+    columns = [
+        LabelColumn(field, recipe.fields[field].columns[0], *MEASURED.get(field, ()))
+        for field in LABEL_COLUMNS
+        if field in recipe.fields
+    ]
+    count_labels(warehouse, recipe.name, columns)
+    if recipe.task == "sift":
+        count_coverage(warehouse, [recipe.name], modes, max_attempts)
 
 
 def _warnings(

@@ -64,6 +64,30 @@ def warehouse(postgres: PostgresServer) -> Iterator[Warehouse]:
         connection.execute(sql.SQL("drop database {} with (force)").format(name))
 
 
+@pytest.fixture(scope="session")
+def filled_template(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a database that holds the bundled samples, written and reported."""
+    from tests.filled import FAULTS, fill
+
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as connection:
+        connection.execute("create database filled template sift")
+    fill(
+        Warehouse(postgres.conninfo("filled")),
+        Settings(home=tmp_path_factory.mktemp("filled"), hub=str(SAMPLES), engine="fake", **FAULTS),
+    )
+    return "filled"
+
+
+@pytest.fixture
+def filled(postgres: PostgresServer, filled_template: str) -> Iterator[Warehouse]:
+    """A copy, of the test's own, of a warehouse with the bundled samples in it."""
+    name = sql.Identifier(f"test_{uuid4().hex}")
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("create database {} template {}").format(name, sql.Identifier(filled_template)))
+        yield Warehouse(postgres.conninfo(name.as_string().strip('"')))
+        connection.execute(sql.SQL("drop database {} with (force)").format(name))
+
+
 @pytest.fixture
 def make_settings(tmp_path: Path) -> Callable[..., Settings]:
     """Settings with a home of the test's own, the bundled samples and the fake engine."""

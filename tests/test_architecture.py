@@ -26,8 +26,11 @@ ALLOWED: dict[str, set[str]] = {
     "local": {"settings", "storage", "sources", "modes", "generation", "publish"},
     "cli": {"settings", "local", "storage", "publish"},
 }
+# What plugins/ may import of include/: it shows, so nothing that ingests, generates or publishes.
+SHOWN = {"schema", "settings", "normalize", "sources", "modes", "quality", "storage", "orchestration"}
 # Within include/, only these may import the package on the left.
 HEAVY = {"airflow": {"orchestration"}, "psycopg": {"storage", "local", "orchestration"}}
+PLUGINS = sorted((PROJECT_ROOT / "plugins").rglob("*.py"))
 MODULES = sorted(path for path in (PROJECT_ROOT / "include").rglob("*.py") if path.parent.name != "versions")
 
 
@@ -71,3 +74,13 @@ def test_models_and_datasets_are_imported_inside_functions_only(path: Path) -> N
 def test_nothing_imports_from_dags() -> None:
     for path in MODULES:
         assert not any(name.split(".")[0] in ("dags", "plugins") for name in imports(path))
+
+
+@pytest.mark.parametrize("path", PLUGINS, ids=lambda path: str(path.relative_to(PROJECT_ROOT)))
+def test_plugins_show(path: Path) -> None:
+    names = imports(path)
+    ours = {name.split(".")[1] for name in names if name.startswith("include.")}
+    assert ours <= SHOWN, f"plugins must not import {sorted(ours - SHOWN)}"
+    assert not any(name.split(".")[0] in ("dags", "torch", "transformers", "datasets") for name in names)
+    if path.parent.name == "console":  # the pages know nothing of Airflow; the plugin that mounts them does
+        assert not any(name.split(".")[0] == "airflow" for name in names)

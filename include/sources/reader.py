@@ -33,6 +33,8 @@ HF_PREFIX = "hf://datasets"
 BATCH_ROWS = 65_536
 FOOTER_THREADS = 8
 _PARQUET_MAGIC = b"PAR1"
+# Row groups of corpora hold some 10 to 100 MiB of audio.
+MOST_ROW_GROUP_BYTES = 512 << 20
 
 
 class SourceError(BadInputError):
@@ -230,6 +232,68 @@ def audio_reader(corpus: Corpus, column: str = "audio") -> Callable[[str, int], 
     return read
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a clip's bytes lie, as a staged sample says it.
+
+    Attributes:
+        revision: Revision of the corpus.
+        path: File within the repository.
+        row_group: Row group of the file.
+        row: Row within the row group.
+        blob_id: Identity of the file's content.
+    """
+
+    revision: str
+    path: str
+    row_group: int
+    row: int
+    blob_id: str
+
+
+def read_clips(recipe: SourceRecipe, hub: str, place: Place, count: int = 1) -> list[bytes | None]:
+    """Read a clip, and up to `count - 1` that follow it in its row group: whoever plays one plays the next.
+
+    Memory holds the audio of that row group meanwhile: it is written as one page, of which no part can be read alone.
+
+    Returns:
+        The clips' bytes as published, at least one; None where the corpus has none.
+
+    Raises:
+        SourceError: If the file is not there, is not what was staged, or its row group is larger than
+            MOST_ROW_GROUP_BYTES.
+        SourceUnavailableError: If the corpus cannot be reached just now.
+    """
+    on_hub = hub.startswith(HF_PREFIX)
+    location = (
+        f"{HF_PREFIX}/{recipe.repository}@{place.revision}"
+        if on_hub
+        else str((Path(hub) / recipe.repository).resolve())
+    )
+    if not on_hub:  # a commit never changes; a folder's files may
+        file = (Path(location) / place.path).resolve()
+        if not file.is_relative_to(location) or not file.is_file():
+            raise SourceError(f"{recipe.name}: no file {place.path} in {recipe.repository}; ingest the source again")
+        if _folder_blob_id(file, recipe.name) != place.blob_id:
+            raise SourceError(f"{recipe.name}: {place.path} changed since it was staged; ingest the source again")
+    corpus = Corpus(recipe.name, location, place.revision, None, ())
+    with _open_parquet(corpus, place.path) as parquet:
+        group = parquet.metadata.row_group(place.row_group)
+        columns = [group.column(index) for index in range(group.num_columns)]
+        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.startswith(f"{recipe.audio_column}."))
+        if size > MOST_ROW_GROUP_BYTES:
+            raise SourceError(
+                f"{recipe.name}: row group {place.row_group} of {place.path} holds {size >> 20} MiB of audio, too much "
+                f"to read for one clip (most: {MOST_ROW_GROUP_BYTES >> 20} MiB)"
+            )
+        clips = parquet.read_row_group(place.row_group, columns=[recipe.audio_column], use_threads=False)
+        wanted = clips.column(recipe.audio_column).slice(place.row, count)
+        found: list[bytes | None] = [clip and clip["bytes"] for clip in wanted.to_pylist()]
+        if not found:
+            raise SourceError(f"{recipe.name}: {place.path} has no row {place.row} in row group {place.row_group}")
+    return found
+
+
 def _row_counts(corpus: Corpus) -> list[list[int]]:
     """Rows of every row group of every file, from their footers."""
 
@@ -252,9 +316,7 @@ def _resolve_in_folder(recipe: SourceRecipe, hub: Path) -> Corpus:
     for split, path in _data_files(recipe, str(folder)):
         here = Path(path)
         name = here.relative_to(folder).as_posix()
-        footer = _footer(here, recipe.name)
-        size = here.stat().st_size
-        files.append(CorpusFile(name, split, size, hashlib.sha256(f"{size}\n".encode() + footer).hexdigest()))
+        files.append(CorpusFile(name, split, here.stat().st_size, _folder_blob_id(here, recipe.name)))
     files.sort(key=lambda file: file.path)
     revision = hashlib.sha256()
     for file in files:
@@ -341,6 +403,11 @@ def _is_passing(error: BaseException) -> bool:
     if status is not None:
         return status in (408, 429) or status >= 500
     return isinstance(error, httpx2.TransportError | ConnectionError | TimeoutError)
+
+
+def _folder_blob_id(path: Path, source: str) -> str:
+    """Identity of a file in a folder: a hash of its size and its footer, so that no audio is read for it."""
+    return hashlib.sha256(f"{path.stat().st_size}\n".encode() + _footer(path, source)).hexdigest()
 
 
 def _footer(path: Path, source: str) -> bytes:

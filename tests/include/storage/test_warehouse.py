@@ -76,10 +76,11 @@ def test_the_record_and_the_tables_agree(warehouse: Warehouse) -> None:
 
 def test_every_statement_is_used_and_binds_its_values() -> None:
     folder = resources.files("include.storage")
-    code = "".join((folder / f"{name}.py").read_text() for name in ("staging", "generation", "releases", "warehouse"))
+    names = ("staging", "generation", "releases", "console", "warehouse")
+    code = "".join((folder / f"{name}.py").read_text() for name in names)
     for file in (folder / "sql").iterdir():
         name = file.name.removesuffix(".sql")
         assert f'"{name}"' in code, f"{file.name} is not used"
         assert statement(name)
-        # Only these identifiers are filled in; everything else is bound.
-        assert set(re.findall(r"{(\w+)}", file.read_text())) <= {"partition", "incoming", "column"}
+        # Only these words of ours are filled in; everything else is bound.
+        assert set(re.findall(r"{(\w+)}", file.read_text())) <= {"partition", "incoming", "column", "after", "direction"}

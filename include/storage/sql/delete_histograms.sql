@@ -1,0 +1,1 @@
+delete from staging.histograms where source = %(source)s

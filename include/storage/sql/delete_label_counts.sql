@@ -1,0 +1,1 @@
+delete from staging.label_counts where source = %(source)s

@@ -1,0 +1,1 @@
+select field, low, high, rows from staging.histograms where source = %(source)s order by field, low

@@ -1,0 +1,99 @@
+"""The console in the Airflow UI: a navigation entry, a tab on runs, links from tasks, and the notes of runs.
+
+Every Airflow process loads this file, so it imports little; the web application itself is made by the API server when
+the first page is asked for. What it shows is
+guarded by Airflow's own login and permissions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import cache
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from airflow.configuration import conf
+from airflow.plugins_manager import AirflowPlugin
+from airflow.sdk import BaseOperatorLink
+
+GENERATE = "generate_and_publish"
+PREFIX = "/sift"
+ROUTE = "sift-data"
+"""Of the shell: its address is <Airflow>/plugin/sift-data, and the page in it follows."""
+
+
+def base_path() -> str:
+    """Path under which Airflow is served, without the slash at its end."""
+    return urlsplit(conf.get("api", "base_url", fallback="")).path.rstrip("/")
+
+
+@cache
+def console() -> Any:
+    """Make the web application, guarded by the right to read the DAG whose data it shows."""
+    from airflow.api_fastapi.core_api.security import requires_access_dag
+
+    from include.orchestration.connections import warehouse
+    from include.settings import get_settings
+    from plugins.console.app import create_console
+
+    return create_console(warehouse, get_settings, requires_access_dag(method="GET", param_dag_id=GENERATE))
+
+
+class LazyConsole:
+    """Stands for the application until somebody asks for a page."""
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        """Serve one request (ASGI)."""
+        await console()(scope, receive, send)
+
+
+def page_for(dag_id: str, task_id: str) -> str:
+    """Return the page that shows what a task has to do with, with its filters."""
+    if dag_id.startswith("ingest_"):
+        return f"/labels?{urlencode({'source': dag_id.removeprefix('ingest_')})}"
+    mode, _, task = task_id.rpartition(".")
+    if task == "generate":
+        return f"/samples?{urlencode({'mode': mode})}"
+    if task_id == "quality_report":
+        return "/quality"
+    return "/releases" if "publish" in task_id else "/coverage"
+
+
+class DataLink(BaseOperatorLink):
+    """A button on every task of our DAGs that opens the console where the task's data is."""
+
+    name = "See the data"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        """Return the address of the page within Airflow's shell; "" for DAGs of others, whose button stays grey."""
+        if ti_key.dag_id != GENERATE and not ti_key.dag_id.startswith("ingest_"):
+            return ""
+        base = base_path()
+        return f"{base}/plugin/{ROUTE}{base}{PREFIX}{page_for(ti_key.dag_id, ti_key.task_id)}"
+
+
+class SiftConsole(AirflowPlugin):
+    """What Airflow reads."""
+
+    name = "sift_console"
+    fastapi_apps = [{"app": LazyConsole(), "url_prefix": PREFIX, "name": "SIFT console"}]  # noqa: RUF012
+    external_views = [  # noqa: RUF012
+        {
+            "name": "SIFT data",
+            "href": f"{base_path()}{PREFIX}/coverage",
+            "destination": "nav",
+            "url_route": ROUTE,
+        },
+        {
+            "name": "SIFT data",
+            "href": f"{base_path()}{PREFIX}/run?dag_id={{DAG_ID}}&run_id={{RUN_ID}}",
+            "destination": "dag_run",
+            "url_route": "sift-run",
+        },
+    ]
+    global_operator_extra_links = [DataLink()]  # noqa: RUF012
