@@ -83,4 +83,10 @@ def test_every_statement_is_used_and_binds_its_values() -> None:
         assert f'"{name}"' in code, f"{file.name} is not used"
         assert statement(name)
         # Only these words of ours are filled in; everything else is bound.
-        assert set(re.findall(r"{(\w+)}", file.read_text())) <= {"partition", "incoming", "column", "after", "direction"}
+        assert set(re.findall(r"{(\w+)}", file.read_text())) <= {
+            "partition",
+            "incoming",
+            "column",
+            "after",
+            "direction",
+        }
