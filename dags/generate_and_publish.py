@@ -26,7 +26,15 @@ from airflow.sdk import (
 from include.modes import MODES
 from include.orchestration.assets import RELEASE, STAGED
 from include.orchestration.connections import llm_server, warehouse
-from include.orchestration.defaults import DEFAULT_ARGS, GENERATE_ARGS, START_DATE, check_conf, skip
+from include.orchestration.defaults import (
+    DEFAULT_ARGS,
+    GENERATE_ARGS,
+    START_DATE,
+    check_conf,
+    leave_note,
+    owner_links,
+    skip,
+)
 from include.settings import get_settings
 from include.sources import RECIPES
 
@@ -98,6 +106,7 @@ def _server():
     allowed_run_types=["manual", "scheduled", "asset_triggered"],
     default_args=DEFAULT_ARGS,
     params=PARAMS,
+    owner_links=owner_links(),
     tags=["generate", "publish"],
 )
 def generate_and_publish() -> None:
@@ -110,6 +119,7 @@ def generate_and_publish() -> None:
         check_conf(dag_run.conf, PARAMS)
         woken_by = ", ".join(asset.name for asset in triggering_asset_events or {}) or dag_run.run_type
         log.info("woken by %s", woken_by)
+        leave_note(f"Woken by {woken_by}.")
         work = plan_run(warehouse(), get_settings(), params)
         if work is None:
             skip("nothing is pending and nothing is new: no work")
@@ -147,9 +157,10 @@ def generate_and_publish() -> None:
 
     @task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
     def quality_report(dag_run=None) -> None:
-        from include.generate import describe_quality
+        from include.generate import describe_quality, summarise_written
 
         log.info("%s", describe_quality(warehouse(), get_settings(), SOURCES, list(MODES), dag_run.run_id))
+        leave_note(summarise_written(warehouse(), dag_run.run_id))
 
     @task(outlets=[RELEASE])
     def merge_and_publish(params: dict | None = None) -> dict:
@@ -158,6 +169,7 @@ def generate_and_publish() -> None:
         release = merge_and_publish(warehouse(), get_settings(), params)
         if release is None:
             skip("no new release")
+        leave_note(f"Published {release['release_id']}.")
         return release
 
     planned = plan()

@@ -15,7 +15,7 @@ from include import ingest
 from include.modes import MODES
 from include.orchestration.assets import STAGED
 from include.orchestration.connections import warehouse
-from include.orchestration.defaults import DEFAULT_ARGS, START_DATE, check_conf, skip
+from include.orchestration.defaults import DEFAULT_ARGS, START_DATE, check_conf, leave_note, owner_links, skip
 from include.settings import get_settings
 from include.sources import RECIPES
 from include.sources.recipe import SourceRecipe
@@ -46,6 +46,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
         max_active_runs=1,
         default_args=DEFAULT_ARGS,
         params=PARAMS,
+        owner_links=owner_links(),
         tags=["ingest", recipe.task],
     )
     def ingest_source() -> None:
@@ -89,6 +90,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
         def report(merged: dict) -> None:
             ingest.count_samples(recipe, list(MODES), get_settings().max_attempts, warehouse())
             log.info("%s", ingest.describe_load(recipe, merged, warehouse()))
+            leave_note(ingest.summarise_load(merged))
 
         report(merge(load.expand(group=resolve_revision())))
 

@@ -26,7 +26,7 @@ from include.publish.merge import has_news
 from include.schema import LlmServer
 from include.settings import Settings
 from include.sources import RECIPES
-from include.storage.console import count_coverage, keep_verdicts
+from include.storage.console import count_coverage, keep_verdicts, shards_of_run
 from include.storage.generation import Scope, previous_quality, save_quality, verdicts_by_source
 from include.storage.staging import latest_loads
 from include.storage.warehouse import Warehouse
@@ -110,6 +110,20 @@ def _engine(settings: Settings, model_revision: str, server: LlmServer | None) -
     """The engine at the revision that was planned; on a device of its own, unless it needs none here."""
     with lease_device(settings.home / "leases") if settings.engine == "transformers" else nullcontext():
         yield make_engine(settings.model_copy(update={"model_revision": model_revision}), server)
+
+
+def summarise_written(warehouse: Warehouse, run_id: str) -> str:
+    """Say in one sentence what a run has written, for its note."""
+    written: dict[str, int] = {}
+    rejected = given_up = 0
+    for shard in shards_of_run(warehouse, run_id):
+        written[shard["mode"]] = written.get(shard["mode"], 0) + shard["accepted"]
+        rejected += shard["rejected"]
+        given_up += shard["given_up"]
+    if not written:
+        return "Wrote nothing: nothing was pending."
+    by_mode = ", ".join(f"{mode} {rows:,}" for mode, rows in written.items())
+    return f"Wrote {sum(written.values()):,} responses ({by_mode}); {rejected:,} rejected, {given_up:,} given up."
 
 
 def describe_quality(

@@ -209,6 +209,17 @@ def has_changes(load: dict[str, Any]) -> bool:
     return any(load[name] for name in ("staged", "changed", "moved", "retired"))
 
 
+def summarise_load(load: dict[str, Any]) -> str:
+    """Say in one sentence what a merged load brought, for the run's note."""
+    counts = {"new": load["staged"], "changed": load["changed"], "moved": load["moved"], "retired": load["retired"]}
+    counts["rejected"] = sum(load["rejected"].values())
+    said = ", ".join(f"{rows:,} {what}" for what, rows in counts.items() if rows)
+    unmapped = ", ".join(f"{len(labels)} of {column}" for column, labels in load["unmapped"].items())
+    return f"Staged {load['source']} at revision {load['revision'][:12]}: {load['read']:,} rows read, {said}." + (
+        f" Labels that no rule knows: {unmapped}." if unmapped else ""
+    )
+
+
 def describe_load(recipe: SourceRecipe, load: dict[str, Any], warehouse: Warehouse) -> str:
     """Write the report of a merged load: what came in, what was rejected, labels, and what deserves a look."""
     lines = [

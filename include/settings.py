@@ -94,6 +94,12 @@ class Settings(BaseSettings):
     )
     schedules: bool = Field(True, description="Give DAGs their cron schedules; the demo runs without")
 
+    owner_link: str = Field(
+        "",
+        pattern=r"^$|^(https?://|mailto:).+",
+        description="Where the name of the DAGs' owner leads in the UI: https://... or mailto:...; empty: nowhere",
+    )
+
     engine: Literal["transformers", "openai", "fake"] = Field(
         "transformers",
         description="What runs the model; openai: a server, which the Airflow connection llm_server names",

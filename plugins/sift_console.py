@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from airflow.configuration import conf
+from airflow.listeners import hookimpl
 from airflow.plugins_manager import AirflowPlugin
 from airflow.sdk import BaseOperatorLink
 
@@ -20,6 +21,11 @@ GENERATE = "generate_and_publish"
 PREFIX = "/sift"
 ROUTE = "sift-data"
 """Of the shell: its address is <Airflow>/plugin/sift-data, and the page in it follows."""
+
+
+NOTE_KEY = "note"  # as in include.orchestration.defaults, which is too much to import into every process
+OUTCOME = "**Outcome:** "
+MOST_NOTE_CHARACTERS = 1000  # what Airflow's column holds
 
 
 def base_path() -> str:
@@ -52,6 +58,11 @@ class LazyConsole:
         await console()(scope, receive, send)
 
 
+def is_ours(dag_id: str) -> bool:
+    """Whether a DAG is one of this repository's: Airflow may have others."""
+    return dag_id == GENERATE or dag_id.startswith("ingest_")
+
+
 def page_for(dag_id: str, task_id: str) -> str:
     """Return the page that shows what a task has to do with, with its filters."""
     if dag_id.startswith("ingest_"):
@@ -71,10 +82,48 @@ class DataLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         """Return the address of the page within Airflow's shell; "" for DAGs of others, whose button stays grey."""
-        if ti_key.dag_id != GENERATE and not ti_key.dag_id.startswith("ingest_"):
+        if not is_ours(ti_key.dag_id):
             return ""
         base = base_path()
         return f"{base}/plugin/{ROUTE}{base}{PREFIX}{page_for(ti_key.dag_id, ti_key.task_id)}"
+
+
+def keep_note(dag_run: Any) -> None:
+    """Put what the tasks of a run said of its outcome into the run's note, below what a person has written there.
+
+    The scheduler calls this when a run of any DAG ends, within its own transaction: one look-up by key.
+    """
+    from airflow.models.xcom import XComModel
+    from sqlalchemy import select
+    from sqlalchemy.orm import object_session
+
+    session = object_session(dag_run)
+    if session is None or not is_ours(dag_run.dag_id):
+        return
+    said = session.scalars(
+        select(XComModel)
+        .where(XComModel.dag_id == dag_run.dag_id, XComModel.run_id == dag_run.run_id, XComModel.key == NOTE_KEY)
+        .order_by(XComModel.timestamp)
+    )
+    outcome = " ".join(str(XComModel.deserialize_value(entry)) for entry in said)
+    if outcome:
+        # A run that is cleared and ends again has another outcome; the one before is replaced.
+        written = (dag_run.note or "").partition(OUTCOME)[0]
+        dag_run.note = f"{written}{OUTCOME}{outcome}"[:MOST_NOTE_CHARACTERS]
+
+
+class RunNotes:
+    """Listens for runs that end."""
+
+    @hookimpl
+    def on_dag_run_success(self, dag_run: Any, msg: str) -> None:
+        """A run succeeded, or had nothing to do."""
+        keep_note(dag_run)
+
+    @hookimpl
+    def on_dag_run_failed(self, dag_run: Any, msg: str) -> None:
+        """A run failed; what it did before stands in the note all the same."""
+        keep_note(dag_run)
 
 
 class SiftConsole(AirflowPlugin):
@@ -97,3 +146,4 @@ class SiftConsole(AirflowPlugin):
         },
     ]
     global_operator_extra_links = [DataLink()]  # noqa: RUF012
+    listeners = [RunNotes()]  # noqa: RUF012

@@ -7,16 +7,19 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
-from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule, get_current_context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.schema import BadInputError
+from include.settings import get_settings
 
 log = logging.getLogger(__name__)
 
 OWNER = "data-platform"
 GPU_POOL = "gpu"
 GPU_QUEUE = "gpu"
+NOTE_KEY = "note"
+"""XCom under which a task says its part of the run's outcome; see `leave_note`."""
 
 # Cron DAGs never catch up; the date only has to lie before any backfill a user may want.
 START_DATE = datetime(2024, 1, 1, tzinfo=UTC)
@@ -44,9 +47,24 @@ DEFAULT_ARGS: dict[str, Any] = {
 GENERATE_ARGS: dict[str, Any] = {"pool": GPU_POOL, "queue": GPU_QUEUE, "retries": 5}
 
 
+def owner_links() -> dict[str, str]:
+    """Return where the owner's name in the UI leads; nothing if the settings do not say."""
+    link = get_settings().owner_link
+    return {OWNER: link} if link else {}
+
+
+def leave_note(text: str) -> None:
+    """Say one sentence of the run's outcome: the plugin `sift_console` puts all of them into the run's note.
+
+    A task cannot write the note itself: the task SDK does not offer it, and the REST API would need a user's token.
+    """
+    get_current_context()["ti"].xcom_push(key=NOTE_KEY, value=text)
+
+
 def skip(reason: str) -> NoReturn:
     """Skip this task, and with it what comes after; Airflow itself would not show the reason in the log."""
     log.warning("skipped: %s", reason)
+    leave_note(f"{reason[:1].upper()}{reason[1:]}.")
     raise AirflowSkipException(reason)
 
 

@@ -18,6 +18,8 @@ from include.storage.warehouse import Warehouse, statement
 
 # Samples that one search by state looks at, at most; a longer one goes on where the reader asks it to.
 WINDOW = 10_000
+# The same for the samples before and after one: its page makes two such searches.
+NEAR = 2_000
 
 Row = dict[str, Any]
 
@@ -173,6 +175,7 @@ def find_samples(
     key: tuple[str, str] | None = None,
     backwards: bool = False,
     most: int = 25,
+    window: int | None = None,
 ) -> Found:
     """Find one page of samples, in order of source and sample_id.
 
@@ -182,7 +185,9 @@ def find_samples(
         key: Start after this sample; None: at the first (backwards: at the last).
         backwards: Go towards the first sample instead. The page itself is in key order either way.
         most: Samples of a page.
+        window: Samples that a search by state looks at, at most; None: WINDOW.
     """
+    window = window or WINDOW
     name = "find_samples"
     if wanted.rule or wanted.state == "given_up":
         name = "find_samples_by_rule"
@@ -197,7 +202,7 @@ def find_samples(
         "sources": list(wanted.prompted),
         "key_source": key[0] if key else None,
         "key_id": key[1] if key else None,
-        "window": WINDOW,
+        "window": window,
         "most": most + 1,
     }
     with warehouse.connection() as connection:
@@ -207,8 +212,8 @@ def find_samples(
         rows = rows[:most]
         more = (rows[-1]["source"], rows[-1]["sample_id"])
     elif rows and not rows[-1].get("matches", True):
-        more, searched = (rows[-1]["source"], rows[-1]["sample_id"]), WINDOW
-    elif rows and rows[-1].get("place") == WINDOW:
+        more, searched = (rows[-1]["source"], rows[-1]["sample_id"]), window
+    elif rows and rows[-1].get("place") == window:
         more = (rows[-1]["source"], rows[-1]["sample_id"])
     rows = [row for row in rows if row.get("matches", True)]
     return Found(rows[::-1] if backwards else rows, more, searched)
@@ -217,8 +222,11 @@ def find_samples(
 def neighbours(
     warehouse: Warehouse, wanted: SampleFilter, key: tuple[str, str]
 ) -> tuple[tuple[str, str] | None, tuple[str, str] | None]:
-    """Return the keys of the samples before and after one, among those that are looked for."""
-    pages = [find_samples(warehouse, wanted, key=key, backwards=backwards, most=1) for backwards in (True, False)]
+    """Return the keys of the samples before and after one, among those looked for; None: there is none near."""
+    pages = [
+        find_samples(warehouse, wanted, key=key, backwards=backwards, most=1, window=NEAR)
+        for backwards in (True, False)
+    ]
     previous, following = ((page.rows[0]["source"], page.rows[0]["sample_id"]) if page.rows else None for page in pages)
     return previous, following
 
