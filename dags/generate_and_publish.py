@@ -117,7 +117,7 @@ def generate_and_publish() -> None:
         from include.generate import plan_run
 
         check_conf(dag_run.conf, PARAMS)
-        woken_by = ", ".join(asset.name for asset in triggering_asset_events or {}) or dag_run.run_type
+        woken_by = ", ".join(asset.name for asset in triggering_asset_events or {}) or dag_run.run_type.value
         log.info("woken by %s", woken_by)
         leave_note(f"Woken by {woken_by}.")
         work = plan_run(warehouse(), get_settings(), params)

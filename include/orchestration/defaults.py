@@ -64,7 +64,7 @@ def leave_note(text: str) -> None:
 def skip(reason: str) -> NoReturn:
     """Skip this task, and with it what comes after; Airflow itself would not show the reason in the log."""
     log.warning("skipped: %s", reason)
-    leave_note(f"{reason[:1].upper()}{reason[1:]}.")
+    leave_note(f"{reason}.")
     raise AirflowSkipException(reason)
 
 

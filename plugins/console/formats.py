@@ -82,7 +82,7 @@ def visible(text: Any, most: int = MOST_CHARACTERS) -> str:
 
     Returns:
         The text with control and formatting characters written as ⟨U+202E⟩; line ends and tabs stay. Cut after `most`
-        characters, saying how many are left out.
+        characters; where the whole text is to be seen, saying how many are left out.
     """
     whole = str(text)
     shown = "".join(
@@ -91,7 +91,9 @@ def visible(text: Any, most: int = MOST_CHARACTERS) -> str:
         else char
         for char in whole[:most]
     )
-    return f"{shown} … ({len(whole) - most:,} more characters)" if len(whole) > most else shown
+    if len(whole) <= most:
+        return shown
+    return f"{shown} … ({len(whole) - most:,} more characters)" if most == MOST_CHARACTERS else f"{shown.rstrip()}…"
 
 
 FILTERS = {

@@ -350,7 +350,7 @@ def _label_table(rows: Sequence[Row]) -> dict[str, Any]:
         totals[row["value"]] = totals.get(row["value"], 0) + row["rows"]
     return {
         "pairs": rows,
-        "values": dict(sorted(totals.items(), key=lambda item: -item[1])),
+        "values": dict(sorted(totals.items(), key=lambda item: (item[0] is None, -item[1]))),
         "total": sum(totals.values()),
     }
 
@@ -379,7 +379,7 @@ def _series(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _release(row: Row) -> dict[str, Any]:
     """A release as its manifest describes it; older and newer manifests lack some of this."""
     manifest = row["manifest"] if isinstance(row["manifest"], dict) else {}
-    sources = {name: _part(part) for name, part in manifest.get("sources", {}).items()}
+    sources = {name: _part(part) for name, part in sorted(manifest.get("sources", {}).items())}
     return {
         **{name: row[name] for name in ("release_id", "created_at", "target", "uri", "commit")},
         "sources": sources,
@@ -408,7 +408,7 @@ def _part(part: Mapping[str, Any]) -> dict[str, Any]:
         "licence": part.get("licence", ""),
         "redistributable": part.get("redistributable", False),
         "modes": part.get("modes") or {},
-        "by_mode": by_mode,
+        "by_mode": dict(sorted(by_mode.items())),
         "rows": sum(by_mode.values()),
         "clips": sum(split.get("clips") or 0 for split in splits.values()),
         "heldout": (splits["heldout"].get("clips") or 0) if "heldout" in splits else 0,

@@ -71,3 +71,4 @@ def test_what_hides_in_text_is_shown_by_its_name(text: str, shown: str) -> None:
 def test_huge_text_is_cut_and_says_so() -> None:
     shown = formats.visible("x" * 1_000_000)
     assert len(shown) < 21_000 and shown.endswith("… (980,000 more characters)")
+    assert formats.visible("some words", most=5) == "some…"
