@@ -78,6 +78,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
                 merged = ingest.merge_groups(recipe, list(loads), warehouse())
             except ingest.NothingToLoadError as overtaken:
                 skip(str(overtaken))
+            ingest.count_samples(recipe, list(MODES), get_settings().max_attempts, warehouse())
             if not ingest.has_changes(merged):
                 log.info("%s", ingest.describe_load(recipe, merged, warehouse()))
                 skip(f"{recipe.name}: nothing changed, so nobody is told")
@@ -88,7 +89,6 @@ def ingest_dag(recipe: SourceRecipe) -> None:
 
         @task
         def report(merged: dict) -> None:
-            ingest.count_samples(recipe, list(MODES), get_settings().max_attempts, warehouse())
             log.info("%s", ingest.describe_load(recipe, merged, warehouse()))
             leave_note(ingest.summarise_load(merged))
 

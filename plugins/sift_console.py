@@ -76,7 +76,7 @@ def page_for(dag_id: str, task_id: str) -> str:
 
 
 class DataLink(BaseOperatorLink):
-    """A button on every task of our DAGs that opens the console where the task's data is."""
+    """A button in the details of every task of our DAGs: the console, where the data of the task is."""
 
     name = "See the data"
 

@@ -7,15 +7,18 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import datasets
 import httpx
 import psutil
 import pytest
+from playwright.sync_api import expect
 
 from include.local.stack import read_state
 from include.publish.release import verify_release
 from tests.integration.front_door import FrontDoor
+from tests.plugins.browsers import chromium, watched_page
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -49,6 +52,31 @@ def test_events_woke_generation_and_nothing_was_lost(sift: FrontDoor) -> None:
     runs = sift.api.runs("generate_and_publish")
     assert runs and {run["state"] for run in runs} == {"success"}
     assert {run["run_type"] for run in runs} == {"asset_triggered"}
+
+
+def test_runs_say_their_outcome_in_their_note(sift: FrontDoor) -> None:
+    notes = " ".join(run["note"] for run in sift.api.runs("generate_and_publish"))
+    assert "Woken by staged/" in notes and "Published 20" in notes
+    assert re.search(r"Wrote \d+ responses \(.*sift_ssp \d+", notes), notes
+    (ingest,) = sift.api.runs("ingest_meld")
+    assert re.match(r"\*\*Outcome:\*\* Staged meld at revision \w{12}: 18 rows read, 18 new\.", ingest["note"])
+
+
+@pytest.mark.browser
+def test_a_run_has_a_tab_with_what_it_did_and_its_tasks_link_to_the_data(sift: FrontDoor) -> None:
+    state = read_state(sift.home)
+    assert state
+    run = next(run for run in sift.api.runs("generate_and_publish") if "responses" in run["note"])
+    at = f"{state.url}/dags/generate_and_publish/runs/{quote(run['dag_run_id'], safe='')}"
+    with chromium() as browser, watched_page(browser, state.url) as page:
+        page.goto(at)
+        page.get_by_role("link", name="SIFT data").last.click()
+        frame = page.frame_locator("iframe[title='SIFT data']")
+        expect(frame.get_by_role("heading", level=1)).to_have_text("What this run did")
+        expect(frame.get_by_role("row", name=re.compile("accepted")).first).to_be_visible()
+        page.goto(f"{at}/tasks/quality_report/details")
+        link = page.get_by_role("link", name="See the data")
+        expect(link).to_have_attribute("href", re.compile("/plugin/sift-data/sift/quality$"))
 
 
 def test_a_run_without_work_skips_its_tasks(sift: FrontDoor) -> None:

@@ -9,12 +9,15 @@ import pyarrow as pa
 import pytest
 
 from include.sources import RECIPES
+from include.sources import reader as reader_module
 from include.sources.reader import (
     CorpusFile,
+    Place,
     SourceError,
     audio_reader,
     choose_row_groups,
     group_files,
+    read_clips,
     read_metadata,
     resolve_corpus,
 )
@@ -36,6 +39,42 @@ def test_every_row_knows_where_its_bytes_lie(tmp_path: Path) -> None:
     for row in rows.to_pylist():
         clip = read_audio(row["audio_file"], row["audio_row_group"])[row["audio_row"]].as_py()
         assert clip["path"] == row["file"]
+
+
+def place_of(row: dict) -> Place:
+    return Place("any", row["audio_file"], row["audio_row_group"], row["audio_row"], row["blob_id"])
+
+
+def test_one_clip_is_read_and_those_that_follow_in_its_row_group(tmp_path: Path) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(7)])
+    rows = read_all(tmp_path).to_pylist()
+    read_audio = audio_reader(resolve_corpus(TOY, str(tmp_path)))
+    for row in rows:
+        whole = read_audio(row["audio_file"], row["audio_row_group"]).to_pylist()[row["audio_row"] :]
+        assert read_clips(TOY, str(tmp_path), place_of(row)) == [whole[0]["bytes"]]
+        assert read_clips(TOY, str(tmp_path), place_of(row), count=8) == [clip["bytes"] for clip in whole]
+
+
+def test_a_clip_of_a_file_that_changed_or_is_elsewhere_is_refused(tmp_path: Path) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(3)])
+    place = place_of(read_all(tmp_path).to_pylist()[0])
+    for path in ("../../x.parquet", "/etc/passwd", "data/none.parquet", "."):
+        with pytest.raises(SourceError, match="no file"):
+            read_clips(TOY, str(tmp_path), replace(place, path=path))
+    with pytest.raises(SourceError, match="no row 9 in row group 0"):
+        read_clips(TOY, str(tmp_path), replace(place, row=9))
+    write_corpus(tmp_path, [toy_row(n, transcription="other words") for n in range(3)])
+    with pytest.raises(SourceError, match="changed since it was staged; ingest the source again"):
+        read_clips(TOY, str(tmp_path), place)
+
+
+def test_a_row_group_that_is_too_large_for_one_clip_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(3)])
+    monkeypatch.setattr(reader_module, "MOST_ROW_GROUP_BYTES", 10)
+    with pytest.raises(SourceError, match="too much to read for one clip"):
+        read_clips(TOY, str(tmp_path), place_of(read_all(tmp_path).to_pylist()[0]))
 
 
 def test_audio_bytes_are_never_read_for_metadata(tmp_path: Path) -> None:

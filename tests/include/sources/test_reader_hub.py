@@ -109,6 +109,26 @@ def test_audio_is_never_read_for_metadata_and_one_row_group_at_a_time_for_publis
     assert not [request for request in hub.requests if "train-00000" in request.path and request.sent]
 
 
+def test_a_clip_comes_from_the_revision_that_was_staged(hub: HubServer, read: Read, tmp_path: Path) -> None:
+    rows = [toy_row(n) for n in range(10)]
+    commit(hub, write_corpus(tmp_path / "1", rows, row_group_size=5), FIRST)
+    commit(hub, write_corpus(tmp_path / "2", rows[::-1]), SECOND)
+    answer = read("""
+        corpus = resolve_corpus(TOY, HUB, not_after=datetime(2024, 1, 2, tzinfo=UTC))
+        (file,) = corpus.files
+        rows = [row for table in read_metadata(corpus, file, TOY) for row in table.to_pylist()]
+        read = audio_reader(corpus)
+        answer = []
+        for row in rows:
+            place = Place(corpus.revision, row["audio_file"], row["audio_row_group"], row["audio_row"], row["blob_id"])
+            whole = read(row["audio_file"], row["audio_row_group"])[row["audio_row"]].as_py()["bytes"]
+            answer.append(read_clips(TOY, HUB, place) == [whole])
+        gone = replace(place, revision="0" * 40)
+        answer.append(outcome(lambda: read_clips(TOY, HUB, gone))[0])
+    """)
+    assert answer == [True] * 10 + ["SourceError"]
+
+
 def test_rows_that_moved_to_other_files_still_find_their_bytes(hub: HubServer, read: Read, tmp_path: Path) -> None:
     rows = [toy_row(n) for n in range(10)]
     commit(hub, write_corpus(tmp_path / "1", rows), FIRST)

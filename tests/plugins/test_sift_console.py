@@ -1,0 +1,81 @@
+"""The plugin as Airflow loads it: into every process, so it must be light; links and notes for our DAGs alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from include.orchestration.defaults import NOTE_KEY
+from include.settings import PROJECT_ROOT
+from tests.conftest import SAMPLED
+
+CODE = """
+import sys, json
+import airflow.plugins_manager, airflow.listeners, airflow.sdk
+before = set(sys.modules)
+from airflow.plugins_manager import _get_plugins
+plugins, errors = _get_plugins()
+print(json.dumps([
+    [plugin.name for plugin in plugins if 'PLUGINS_FOLDER' in str(plugin.source)], errors,
+    sorted({name.split('.')[0] for name in set(sys.modules) - before}),
+]))
+"""
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(PROJECT_ROOT / "plugins"))
+    import sift_console
+
+    return sift_console
+
+
+def test_airflow_finds_one_plugin_and_loads_little_for_it() -> None:
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT_ROOT),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT_ROOT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    }
+    done = subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names, errors, loaded = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (names, errors) == (["sift_console"], {})
+    assert not set(loaded) & {"include", "pyarrow", "psycopg", "fastapi", "jinja2", "pandas", "torch", "datasets"}
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "task_id", "page"),
+    [
+        ("ingest_meld", "merge", "/labels?source=meld"),
+        ("generate_and_publish", "plan", "/coverage"),
+        ("generate_and_publish", "sift_ssp.generate", "/samples?mode=sift_ssp"),
+        ("generate_and_publish", "quality_report", "/quality"),
+        ("generate_and_publish", "merge_and_publish", "/releases"),
+        ("generate_and_publish", "merge_and_publish.publish", "/releases"),
+    ],
+)
+def test_tasks_link_to_the_page_with_their_data(plugin, dag_id: str, task_id: str, page: str) -> None:
+    link = plugin.DataLink().get_link(None, ti_key=SimpleNamespace(dag_id=dag_id, task_id=task_id))
+    assert link == f"/plugin/sift-data/sift{page}"
+
+
+def test_dags_of_others_have_no_link(plugin) -> None:
+    assert plugin.DataLink().get_link(None, ti_key=SimpleNamespace(dag_id="billing", task_id="x")) == ""
+
+
+def test_addresses_keep_airflow_s_path(plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://data.example.org/airflow/")
+    key = SimpleNamespace(dag_id=f"ingest_{SAMPLED[0]}", task_id="load")
+    assert plugin.DataLink().get_link(None, ti_key=key) == (
+        f"/airflow/plugin/sift-data/airflow/sift/labels?source={SAMPLED[0]}"
+    )
+
+
+def test_tasks_and_plugin_agree_on_the_note_s_key(plugin) -> None:
+    assert plugin.NOTE_KEY == NOTE_KEY
