@@ -26,7 +26,7 @@ from include.sources.reader import (
     resolve_corpus,
 )
 from include.sources.recipe import SourceRecipe
-from include.storage.console import LabelColumn, count_coverage, count_labels
+from include.storage.console import LabelColumn, count_coverage, count_labels, index_samples
 from include.storage.staging import (
     IncomingLoad,
     OlderRevisionError,
@@ -248,7 +248,8 @@ def describe_load(recipe: SourceRecipe, load: dict[str, Any], warehouse: Warehou
 
 
 def count_samples(recipe: SourceRecipe, modes: Sequence[str], max_attempts: int, warehouse: Warehouse) -> None:
-    """Count what the console shows of a source: labels before and after, measurements, and prompts by state."""
+    """Index and count what the console shows of a source: labels before and after, measurements, prompts by state."""
+    index_samples(warehouse, recipe.name)
     columns = [
         LabelColumn(field, recipe.fields[field].columns[0], *MEASURED.get(field, ()))
         for field in LABEL_COLUMNS

@@ -87,6 +87,24 @@ class Found:
     searched: int | None = None
 
 
+def index_samples(warehouse: Warehouse, source: str) -> None:
+    """Index a source's samples by words and labels; what is indexed already stays as it is.
+
+    After the first load and not before it: a million rows are indexed at once in a tenth of the time that it takes row
+    by row, and later loads change few rows.
+    """
+    with warehouse.transaction() as connection:
+        connection.execute("set local maintenance_work_mem = '256MB'")
+        for name in ("index_words", "index_emotion", "index_age"):
+            query = sql.SQL(statement(name).as_string()).format(
+                index=sql.Identifier(f"samples_{source}_{name.removeprefix('index_')}"),
+                partition=sql.Identifier("staging", f"samples_{source}"),
+            )
+            connection.execute(query)
+        # The planner chooses an index by what it knows of the words.
+        connection.execute(sql.SQL("analyze {}").format(sql.Identifier("staging", f"samples_{source}")))
+
+
 def count_labels(warehouse: Warehouse, source: str, columns: Sequence[LabelColumn]) -> None:
     """Count a source's labels, published and canonical, and its measurements; replaces what was counted before."""
     labels = {

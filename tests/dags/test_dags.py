@@ -80,6 +80,17 @@ def test_schedules_can_be_switched_off() -> None:
     assert out.strip().splitlines()[-1] == "['AssetTriggeredTimetable', 'NullTimetable']"
 
 
+@pytest.mark.parametrize("link", ["", "https://example.org/data", "mailto:data@example.org"])
+def test_the_owner_s_name_leads_where_the_settings_say(link: str) -> None:
+    code = (
+        "from airflow.dag_processing.dagbag import DagBag; "
+        f"bag = DagBag(dag_folder={str(PROJECT_ROOT / 'dags')!r}); "
+        "print([dag.owner_links for dag in bag.dags.values()])"
+    )
+    links = eval(_python(code, SIFT_OWNER_LINK=link).strip().splitlines()[-1])  # our own output
+    assert links == [{"data-platform": link} if link else {}] * (1 + len(RECIPES))
+
+
 @pytest.mark.parametrize("file", sorted((PROJECT_ROOT / "dags").glob("*.py")), ids=lambda path: path.stem)
 def test_parsing_loads_no_model_no_dataset_and_no_database(file: Path) -> None:
     code = (

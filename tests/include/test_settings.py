@@ -36,7 +36,12 @@ def test_the_environment_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("SIFT_MAX_ATTEMPTS", "0"), ("SIFT_FROZEN_DATE", "today"), ("SIFT_SAMPLING__TEMPERATURE", "9")],
+    [
+        ("SIFT_MAX_ATTEMPTS", "0"),
+        ("SIFT_FROZEN_DATE", "today"),
+        ("SIFT_SAMPLING__TEMPERATURE", "9"),
+        ("SIFT_OWNER_LINK", "javascript:alert(1)"),
+    ],
 )
 def test_wrong_values_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)

@@ -49,9 +49,4 @@ create index on generation.responses (created_at) include (source, mode);
 create index on generation.attempts (created_at) include (source, mode, attempt);
 -- Samples by the rule that an attempt broke, in the console's order.
 create index on generation.attempts (verdict, source, sample_id);
--- Samples by label and by words, in the console's order. Full-text search needs no extension, which the embedded server
--- does not have; 'simple' neither stems nor drops words, in whatever language. A text vector has a size limit: no
--- transcript may fail a merge for being long.
-create index on staging.samples (emotion, source, sample_id);
-create index on staging.samples (age, source, sample_id);
-create index samples_words on staging.samples using gin (to_tsvector('simple', left(text, 10000))) with (fastupdate = off);
+-- Samples are indexed by label and by words source by source, after a load: see storage/console.py.

@@ -89,4 +89,5 @@ def test_every_statement_is_used_and_binds_its_values() -> None:
             "column",
             "after",
             "direction",
+            "index",
         }

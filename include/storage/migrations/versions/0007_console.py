@@ -9,7 +9,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Make the tables of counts, and the indexes that samples are found by."""
+    """Make the tables of counts, and the indexes that texts are found by."""
     op.get_bind().exec_driver_sql(Path(__file__).parent.with_name("0007_console.sql").read_text(encoding="utf-8"))
 
 
@@ -21,8 +21,5 @@ def downgrade() -> None:
         "generation.responses_created_at_source_mode_idx",
         "generation.attempts_created_at_source_mode_attempt_idx",
         "generation.attempts_verdict_source_sample_id_idx",
-        "staging.samples_emotion_source_sample_id_idx",
-        "staging.samples_age_source_sample_id_idx",
-        "staging.samples_words",
     ):
         op.execute(f"drop index {index}")
