@@ -88,8 +88,17 @@ class DataLink(BaseOperatorLink):
         return f"{base}/plugin/{ROUTE}{base}{PREFIX}{page_for(ti_key.dag_id, ti_key.task_id)}"
 
 
+def with_outcome(note: str | None, outcome: str) -> str:
+    """Put an outcome below what a person has written into a run's note; one that stands there already is replaced.
+
+    A run that is cleared and ends again has another outcome.
+    """
+    written = (note or "").partition(OUTCOME)[0].rstrip()
+    return (f"{written}\n\n" if written else "") + f"{OUTCOME}{outcome}"
+
+
 def keep_note(dag_run: Any) -> None:
-    """Put what the tasks of a run said of its outcome into the run's note, below what a person has written there.
+    """Put what the tasks of a run said of its outcome into the run's note.
 
     The scheduler calls this when a run of any DAG ends, within its own transaction: one look-up by key.
     """
@@ -107,9 +116,7 @@ def keep_note(dag_run: Any) -> None:
     )
     outcome = " ".join(str(XComModel.deserialize_value(entry)) for entry in said)
     if outcome:
-        # A run that is cleared and ends again has another outcome; the one before is replaced.
-        written = (dag_run.note or "").partition(OUTCOME)[0]
-        dag_run.note = f"{written}{OUTCOME}{outcome}"[:MOST_NOTE_CHARACTERS]
+        dag_run.note = with_outcome(dag_run.note, outcome)[:MOST_NOTE_CHARACTERS]
 
 
 class RunNotes:

@@ -77,5 +77,12 @@ def test_addresses_keep_airflow_s_path(plugin, monkeypatch: pytest.MonkeyPatch) 
     )
 
 
+def test_what_a_person_wrote_stays_and_an_earlier_outcome_goes(plugin) -> None:
+    assert plugin.with_outcome(None, "Wrote 1.") == "**Outcome:** Wrote 1."
+    once = plugin.with_outcome("Watch this one.", "Wrote 1.")
+    assert once == "Watch this one.\n\n**Outcome:** Wrote 1."
+    assert plugin.with_outcome(once, "Wrote 2.") == "Watch this one.\n\n**Outcome:** Wrote 2."
+
+
 def test_tasks_and_plugin_agree_on_the_note_s_key(plugin) -> None:
     assert plugin.NOTE_KEY == NOTE_KEY
