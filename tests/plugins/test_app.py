@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +17,6 @@ from fastapi.testclient import TestClient
 
 from include.generate import plan_run
 from include.modes import MODES
-from include.publish.merge import merge_and_publish
 from include.settings import Settings
 from include.storage.releases import record_release
 from include.storage.warehouse import Warehouse
@@ -336,38 +336,60 @@ def test_quality_shows_rules_by_source_and_measures(client: TestClient) -> None:
     assert "Same opening" not in text_of(client, "/quality?source=meld")
 
 
-def test_releases_show_sizes_licences_gates_and_changes(
-    client: TestClient, filled: Warehouse, settings: Settings
-) -> None:
-    first = merge_and_publish(filled, settings, PARAMS)
-    assert first
-    row = execute(filled, "select * from publish.releases")[0]
-    manifest = json.loads(json.dumps(row["manifest"]))
-    meld = manifest["sources"]["meld"]
-    # As later releases write it: files in splits, and gates.
-    manifest["sources"]["meld"] = {
-        **{name: meld[name] for name in ("fingerprint", "licence", "redistributable", "left_out", "modes")},
-        "revision": "f" * 40,
+def release(release_id: str, day: int, sources: dict[str, Any], **manifest: Any) -> dict[str, Any]:
+    """A row of publish.releases."""
+    return {
+        "release_id": release_id,
+        "created_at": datetime(2026, 1, day, tzinfo=UTC),
+        "target": "local",
+        "uri": f"/releases/{release_id}",
+        "commit": None,
+        "rows": {},
+        "manifest": {"sources": sources, **manifest},
+    }
+
+
+def test_releases_show_sizes_licences_gates_and_changes(client: TestClient, filled: Warehouse) -> None:
+    file = {"path": "data/x.parquet", "rows": 3, "bytes": 3 << 20, "sha256": "0" * 64}
+    # Manifests as they were at first, files in the part itself, and as they are with held-out splits and gates.
+    part = {
+        "revision": "a" * 40,
+        "licence": "GPL-3.0",
+        "redistributable": False,
+        "modes": {"sift_s": "1"},
+        "rows_by_mode": {"sift_s": 10},
+        "clips": 10,
+        "left_out": {"given up": 2},
+        "files": [file],
+    }
+    split = {
+        "revision": "b" * 40,
+        "licence": "GPL-3.0",
+        "redistributable": True,
+        "modes": {"sift_s": "2"},
+        "left_out": {},
         "splits": {
-            "train": {"rows_by_mode": {"sift_s": 10}, "clips": 10, "files": meld["files"]},
-            "heldout": {"rows_by_mode": {"sift_s": 2}, "clips": 2, "files": meld["files"]},
+            "train": {"rows_by_mode": {"sift_s": 12}, "clips": 12, "files": [file]},
+            "heldout": {"rows_by_mode": {"sift_s": 3}, "clips": 3, "files": [file]},
         },
     }
-    del manifest["sources"]["ravdess"]
-    manifest["gates"] = [{"name": "no empty response", "measured": "0", "limit": "0", "passed": True}]
-    manifest["generator"]["model"] = "another"
-    second = {
-        **row,
-        "release_id": "zz-second",
-        "created_at": row["created_at"].replace(year=2100),
-        "manifest": manifest,
-    }
-    record_release(filled, second)
+    gates = [{"name": "no empty response", "measured": "0", "limit": "0", "passed": True}]
+    record_release(filled, release("first", 1, {"meld": part, "ravdess": part}, generator={"model": "small"}))
+    record_release(filled, release("second", 2, {"meld": split}, generator={"model": "large"}, gates=gates))
     text = text_of(client, "/releases")
-    assert text.index("zz-second") < text.index(row["release_id"])
-    assert "Gates: 1 of 1 passed" in text and "2 held out" in text
-    assert "ravdess is no longer there" in text and "revision" in text and "generator's model: fake to another" in text
-    assert meld["licence"] in text and "audio not redistributable" in text
+    assert text.index("second") < text.index("first")
+    assert "Rows 15 Clips 15 Size 6.0 MiB 2 files Left out 0" in text and "3 held out" in text
+    assert "Rows 20 Clips 20 Size 6.0 MiB 2 files Left out 4" in text
+    assert "not cleared for redistribution: meld, ravdess" in text and "GPL-3.0" in text
+    assert "Gates: 1 of 1 passed" in text
+    assert "ravdess is no longer there (10 rows)" in text
+    assert f"meld: +5 rows, revision {'a' * 12} to {'b' * 12}, sift_s written anew by another prompt or model" in text
+    assert "generator's model: small to large" in text
+
+
+def test_a_manifest_of_another_time_is_shown_as_far_as_it_goes(client: TestClient, filled: Warehouse) -> None:
+    record_release(filled, release("odd", 1, {"meld": {}}))
+    assert "odd" in text_of(client, "/releases")
 
 
 def test_a_run_s_tab_shows_what_it_did(client: TestClient) -> None:
