@@ -11,6 +11,7 @@ from typing import Any
 from include.generation import make_engine
 from include.generation.device import device_candidates, lease_device
 from include.generation.identity import pinned
+from include.generation.lifetime import bound_to_task
 from include.generation.runner import (
     current_mode_hashes,
     judge_again,
@@ -70,10 +71,14 @@ def plan_run(
 def generate_shard(
     warehouse: Warehouse, settings: Settings, shard: dict[str, Any], run_id: str, *, server: LlmServer | None = None
 ) -> dict[str, Any]:
-    """Generate one shard of one mode, on a device of its own or on the server; returns the StepReport as JSON."""
+    """Generate one shard of one mode, on a device of its own or on the server; returns the StepReport as JSON.
+
+    Meanwhile this process dies with its parent and stops on SIGTERM: no engine outlives its task.
+    """
     settings = settings.model_copy(update={"model_revision": shard["model_revision"]})
     # A server brings its own device.
-    with nullcontext() if settings.engine == "openai" else lease_device(settings.home / "leases"):
+    lease = nullcontext() if settings.engine == "openai" else lease_device(settings.home / "leases")
+    with bound_to_task(), lease:
         return asdict(run_shard(warehouse, make_engine(settings, server), settings, shard, run_id))
 
 

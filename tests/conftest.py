@@ -16,7 +16,7 @@ from psycopg import sql
 # Before anything of ours is imported: no Hub, and no state of the developer's own.
 os.environ["HF_HUB_OFFLINE"] = "1"
 for _name in [name for name in os.environ if name.startswith(("SIFT_", "AIRFLOW"))]:
-    if _name != "SIFT_TEST_MODELS":  # where converted models may be kept between runs
+    if not _name.startswith("SIFT_TEST_"):  # these are for the tests themselves
         del os.environ[_name]
 
 from include.local.postgres import PostgresServer, running_postgres
@@ -72,6 +72,14 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
         return Settings(**{"home": tmp_path / "home", "hub": str(SAMPLES), "engine": "fake", **values})
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show what the kill tests counted, also when they passed."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "tally" and report.when == "call":
+                terminalreporter.write_line(f"TALLY {value}")
 
 
 @pytest.fixture
