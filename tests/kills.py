@@ -59,17 +59,20 @@ def begun(log_file: Path) -> list[tuple[int, list[Row]]]:
     return [(batch["pid"], [tuple(row) for row in batch["rows"]]) for batch in batches]
 
 
-def redone(log_file: Path) -> tuple[int, int]:
+def redone(log_file: Path) -> tuple[int, int, int]:
     """Count what was begun more than once.
 
     Returns:
-        Rows begun again, and batches that were begun and then, for some of their rows, begun again.
+        Rows begun again; batches with rows that were begun again later; those of them that were not the last one of
+        their process, so that it was not the kill that cut them short.
     """
     batches = begun(log_file)
     times = Counter(row for _, rows in batches for row in rows)
-    last = {row: number for number, (_, rows) in enumerate(batches) for row in rows}
-    again = sum(any(last[row] != number for row in rows) for number, (_, rows) in enumerate(batches))
-    return sum(times.values()) - len(times), again
+    last_begun = {row: number for number, (_, rows) in enumerate(batches) for row in rows}
+    last_of_process = {pid: number for number, (pid, _) in enumerate(batches)}
+    again = [number for number, (_, rows) in enumerate(batches) if any(last_begun[row] != number for row in rows)]
+    needless = sum(last_of_process[batches[number][0]] != number for number in again)
+    return sum(times.values()) - len(times), len(again), needless
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60) -> None:

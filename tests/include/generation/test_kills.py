@@ -106,11 +106,11 @@ def test_killed_tasks(
     after = stored(warehouse)
     tally.compare(before, after)
     tally.rows, tally.doubled = len(after), doubled(after)
-    tally.redone_rows, tally.redone_batches = redone(log_file)
+    tally.redone_rows, tally.redone_batches, needless = redone(log_file)
     record_property("tally", str(tally))
     assert left(warehouse, shard) == 0
     assert (tally.lost, tally.doubled) == (0, 0)
-    assert tally.redone_batches <= tally.kills and tally.redone_rows <= tally.kills * BATCH
+    assert tally.redone_batches <= tally.kills and tally.redone_rows <= tally.kills * BATCH and needless == 0
     # What the run's row says adds up over all attempts, the killed ones among them.
     row = progress(warehouse)
     accepted = sum(key[3] == 0 for key in after)
@@ -145,7 +145,7 @@ def test_killed_attempts_that_overlap(
     after = stored(warehouse)
     tally.compare(before, after)
     tally.rows, tally.doubled = len(after), doubled(after)
-    tally.redone_rows, tally.redone_batches = redone(Path(settings.fake_log))
+    tally.redone_rows, tally.redone_batches, _ = redone(Path(settings.fake_log))
     tally.notes = f"of which the lock's connection was cut {locks} times"
     record_property("tally", str(tally))
     assert left(warehouse, shard) == 0
