@@ -13,6 +13,7 @@ from include.generation.device import device_candidates, lease_device
 from include.generation.engine import Engine
 from include.generation.estimate import describe_estimate, estimate_shards
 from include.generation.identity import pinned
+from include.generation.lifetime import bound_to_task
 from include.generation.runner import (
     current_mode_hashes,
     judge_again,
@@ -73,7 +74,7 @@ def generate_shard(
     warehouse: Warehouse, settings: Settings, shard: dict[str, Any], run_id: str, *, server: LlmServer | None = None
 ) -> dict[str, Any]:
     """Generate one shard of one mode, on a device of its own or on the server; returns the StepReport as JSON."""
-    with _engine(settings, shard["model_revision"], server) as engine:
+    with _engine_of_task(settings, shard["model_revision"], server) as engine:
         return asdict(run_shard(warehouse, engine, settings, shard, run_id))
 
 
@@ -98,15 +99,19 @@ def estimate_run(
     first = next((shard for shards in work.values() for shard in shards), None)
     if first is None:
         return {"text": "Nothing is pending: a run would only publish."}
-    with _engine(settings, first["model_revision"], server) as engine:
+    with _engine_of_task(settings, first["model_revision"], server) as engine:
         estimate = estimate_shards(warehouse, engine, settings, work)
     return {**estimate, "text": describe_estimate(estimate)}
 
 
 @contextmanager
-def _engine(settings: Settings, model_revision: str, server: LlmServer | None) -> Iterator[Engine]:
-    """The engine at the revision that was planned; on a device of its own, unless it needs none here."""
-    with lease_device(settings.home / "leases") if settings.engine == "transformers" else nullcontext():
+def _engine_of_task(settings: Settings, model_revision: str, server: LlmServer | None) -> Iterator[Engine]:
+    """The engine at the revision that was planned; on a device of its own, unless it needs none here.
+
+    Meanwhile this process dies with its parent and stops on SIGTERM: no engine outlives its task.
+    """
+    lease = lease_device(settings.home / "leases") if settings.engine == "transformers" else nullcontext()
+    with bound_to_task(), lease:
         yield make_engine(settings.model_copy(update={"model_revision": model_revision}), server)
 
 

@@ -125,13 +125,22 @@ class Settings(BaseSettings):
     shards: int = Field(
         0, ge=0, le=64, description="Generation tasks per mode; 0: one per GPU (with a server: one), at least one"
     )
+    stall_timeout_s: float = Field(
+        600, ge=0, description="Seconds without a finished row after which a generating task ends itself; 0: never"
+    )
+    load_timeout_s: float = Field(3600, ge=0, description="The same while the model is loaded, or downloaded")
     fake_faults: str = Field(
         "",
         description="Faults of the fake engine, as 'fault:share,...': empty, think, tag, unprintable, role_echo, "
         "length, refusal, copied_prompt, copied_example, opening, sentences, duplicate; crash, oom, hang, slow",
     )
+    fake_batch_s: float = Field(0, ge=0, description="Seconds that a batch of the fake engine takes")
+    fake_log: str = Field("", description="File to which the fake engine adds a line for every batch that it begins")
 
     daily_at: str = Field("30 5 * * *", description="Cron of the daily generate_and_publish run (UTC)")
+    most_restarts: int = Field(
+        5, ge=0, description="How often ./sift starts a part of its Airflow again within ten minutes before it gives up"
+    )
 
     @model_validator(mode="before")
     @classmethod

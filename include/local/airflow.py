@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import psycopg
 
 from include.local.postgres import PostgresServer
 from include.settings import PROJECT_ROOT, Settings
@@ -24,6 +25,8 @@ COMPONENTS = {
     "dag-processor": ("dag-processor",),
 }
 """Airflow's processes; no triggerer, because nothing here defers."""
+WORKER_TITLE = "airflow worker -- LocalExecutor"
+"""What LocalExecutor's workers, children of the scheduler, call themselves; each is the supervisor of its task too."""
 
 
 def airflow_command(*arguments: str) -> list[str]:
@@ -81,6 +84,20 @@ def airflow_environment(settings: Settings, postgres: PostgresServer, port: int)
         "HF_HOME": os.environ.get("HF_HOME", str(settings.home / "cache" / "huggingface")),
         **_offline(settings),
     }
+
+
+def end_scheduler_jobs(postgres: PostgresServer) -> None:
+    """Record that the schedulers of this stack are dead, before another one starts.
+
+    Airflow believes a scheduler that was killed to be alive for 30 s more. One that starts within that time leaves the
+    tasks of the dead one as they are, "running" in no process, until it looks again after five minutes. We know
+    better, for we started it; and what ran under it was killed with it.
+
+    Source:
+        `SchedulerJobRunner.adopt_or_reset_orphaned_tasks` of Airflow 3.3 does the same once the 30 s have passed.
+    """
+    with psycopg.connect(postgres.conninfo("airflow"), autocommit=True) as connection:
+        connection.execute("update job set state = 'failed' where job_type = 'SchedulerJob' and state = 'running'")
 
 
 class AirflowApi:
