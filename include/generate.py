@@ -20,7 +20,8 @@ from include.generation.runner import (
     sync_prompts,
 )
 from include.modes import MODES
-from include.publish.merge import has_news
+from include.publish.merge import check_publishing, has_news
+from include.publish.targets import Target
 from include.schema import LlmServer
 from include.settings import Settings
 from include.sources import RECIPES
@@ -32,12 +33,15 @@ log = logging.getLogger(__name__)
 
 
 def plan_run(
-    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any]
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target
 ) -> dict[str, list[dict[str, Any]]] | None:
     """Find all pending work within a run's Params.
 
     Returns:
         Mode -> its shards with work; None when nothing is pending and nothing waits to be published.
+
+    Raises:
+        BadInputError: If the release that the run would end in must not be published on that target.
     """
     loads = latest_loads(warehouse)
     staged = [name for name, recipe in RECIPES.items() if recipe.task == "sift" and name in loads]
@@ -45,6 +49,8 @@ def plan_run(
     settings = pinned(settings)
     # Prompts are kept in step for all sources and modes: which of them are pending must be known for publishing too.
     hashes = current_mode_hashes(settings, list(MODES))
+    model = next(str(inputs["model"]) for _, inputs in hashes.values())
+    check_publishing(warehouse, settings, params, target, model)
     updated = sync_prompts(warehouse, staged, hashes)
     log.info("%d sources staged, %d prompts new or changed", len(staged), updated)
     # Before work is counted: what a stricter rule rejects now is written again by this very run.
@@ -60,7 +66,7 @@ def plan_run(
     work = plan_shards(warehouse, scope, {mode: hashes[mode] for mode in MODES if mode in params["modes"]})
     for mode, shards in work.items():
         log.info("%s: %d pending in %d shards", mode, sum(shard["pending"] for shard in shards), len(shards))
-    if not any(work.values()) and not has_news(warehouse, settings, params):
+    if not any(work.values()) and not has_news(warehouse, settings, params, target):
         return None
     return {
         mode: [{**shard, "model_revision": settings.model_revision} for shard in work.get(mode, [])] for mode in MODES

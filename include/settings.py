@@ -131,6 +131,19 @@ class Settings(BaseSettings):
 
     daily_at: str = Field("30 5 * * *", description="Cron of the daily generate_and_publish run (UTC)")
 
+    target: str = Field(
+        "local",
+        description="Where releases go: local (the releases folder), another folder, s3://bucket/prefix, or "
+        "hf://datasets/org/name",
+    )
+    target_private: bool = Field(
+        True, description="A remote target is for members only; a repository that has to be made is made private"
+    )
+    leave_out: list[str] = Field(default_factory=list, description='Sources that are not published, as ["tess"]')
+    review: bool = Field(False, description="Ask for approval in the UI before a release is published")
+    review_timeout_h: float = Field(24.0, gt=0, description="Hours to wait for it; no answer, no release")
+    keep_releases: int = Field(0, ge=0, description="Releases kept on a local or S3 target, with the latest; 0: all")
+
     @model_validator(mode="before")
     @classmethod
     def _apply_profile(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +163,11 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute_hub(cls, hub: str) -> str:
         return hub if hub.startswith("hf://") else str(Path(hub).expanduser().absolute())
+
+    @field_validator("target")
+    @classmethod
+    def _absolute_target(cls, target: str) -> str:
+        return target if target == "local" or "://" in target else str(Path(target).expanduser().absolute())
 
     @property
     def releases_dir(self) -> Path:

@@ -141,7 +141,8 @@ def _parameters(dag: Any) -> list[str]:
     lines = ["| parameter | default | meaning |", "|---|---|---|"]
     for name in dag.params:
         param = dag.params.get_param(name)
-        default = "all" if isinstance(param.value, list) else "empty" if param.value is None else param.value
+        listed = ("all" if param.value else "none") if isinstance(param.value, list) else None
+        default = listed or ("empty" if param.value is None else param.value)
         lines.append(f"| `{name}` | {default} | {param.description} |")
     return [*lines, ""]
 

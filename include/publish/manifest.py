@@ -80,6 +80,7 @@ class Manifest(BaseModel):
         sources: Source name -> its part.
         generator: What the responses depend on besides sample and mode: model, revision, template, frozen date, ...
         modes: Mode name -> mode_hash.
+        max_samples: Most samples of each source, of a run that was narrowed to some; None: whole sources.
         verdicts: Mode name -> verdict -> responses.
     """
 
@@ -91,6 +92,7 @@ class Manifest(BaseModel):
     sources: dict[str, SourceEntry]
     generator: dict[str, Any]
     modes: dict[str, str]
+    max_samples: int | None = None
     verdicts: dict[str, dict[str, int]]
 
     @property

@@ -1,7 +1,8 @@
-"""Build a local release: aside, read back, then promoted by a rename and the `latest` link.
+"""Build a release on this machine: aside, read back, then promoted by a rename and the `latest` link.
 
 A release is whole or not there: whatever fails, and however the process dies, the last release and `latest` stay as
-they are. A source whose fingerprint is that of the latest release is not written again: its files are hard-linked.
+they are. Between building and promoting it may lie aside as long as it has to, for an approval, say. A source whose
+fingerprint is that of the latest release is not written again: its files are hard-linked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +30,7 @@ import pyarrow.parquet as pq
 from include.publish.card import CARD_NAME, build_card
 from include.publish.consumer import check_opens
 from include.publish.manifest import (
+    MANIFEST_NAME,
     FileEntry,
     Manifest,
     ReleaseError,
@@ -45,9 +47,16 @@ __all__ = [
     "ReleaseError",
     "ReleasePlan",
     "SourcePlan",
+    "ask_for_review",
+    "awaits_review",
+    "build_aside",
     "build_release",
+    "find_release",
     "latest_manifest",
     "needs_release",
+    "promote",
+    "prune_releases",
+    "unpromoted",
     "verify_release",
 ]
 
@@ -55,6 +64,8 @@ log = logging.getLogger(__name__)
 
 LATEST = "latest"
 _BUILDING = ".building-"
+_BUILT = ".built-"
+_REVIEW = ".review"
 _LOCK = ".lock"
 _RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # also what `datasets` takes for a split's name
@@ -93,6 +104,7 @@ class ReleasePlan:
         sources: Source name -> its facts, in the order of the card.
         generator: What the responses depend on besides sample and mode, JSON values; `model` names the model.
         modes: Mode name -> mode_hash.
+        max_samples: Most samples of each source, of a run that was narrowed to some; None: whole sources.
         verdicts: Mode name -> verdict -> responses.
         labels: Source name -> label column -> value -> clips, for the card.
     """
@@ -102,6 +114,7 @@ class ReleasePlan:
     sources: Mapping[str, SourcePlan]
     generator: Mapping[str, object]
     modes: Mapping[str, str]
+    max_samples: int | None = None
     verdicts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
 
@@ -113,7 +126,7 @@ class ReleasePlan:
 
 @dataclass(frozen=True)
 class Release:
-    """A promoted release.
+    """A whole release, promoted or aside.
 
     Attributes:
         path: Its folder.
@@ -159,9 +172,25 @@ def build_release(
     rows: Callable[[str], Iterator[pa.Table]],
     audio: Callable[[str], AudioReader],
 ) -> Release:
-    """Build, verify and promote a release.
+    """Build, verify and promote a release, with nothing in between; takes and raises what `build_aside` does.
 
-    A release of that id with the same sources, left by a run that died after promoting it, is taken as it is.
+    Returns:
+        The release that `latest` now points to.
+    """
+    release = build_aside(releases_dir, plan, rows, audio)
+    return replace(release, path=promote(releases_dir, plan.release_id))
+
+
+def build_aside(
+    releases_dir: Path,
+    plan: ReleasePlan,
+    rows: Callable[[str], Iterator[pa.Table]],
+    audio: Callable[[str], AudioReader],
+) -> Release:
+    """Build and verify a release, and leave it aside for `promote`.
+
+    A release of that id with the same sources that lies aside, or was promoted by a run that died then, is taken as it
+    is. Others that lie aside are removed: what they hold is out of date.
 
     Args:
         releases_dir: Folder of all releases; made if it is not there.
@@ -170,7 +199,7 @@ def build_release(
         audio: Source name -> reader of its audio; likewise.
 
     Returns:
-        The release that `latest` now points to.
+        The release; `latest` does not point to it yet.
 
     Raises:
         ReleaseError: If the id is taken, no row could be published, or what was written
@@ -178,23 +207,111 @@ def build_release(
     """
     _check_plan(plan)
     releases_dir.mkdir(parents=True, exist_ok=True)
-    promoted = releases_dir / plan.release_id
+    aside = releases_dir / f"{_BUILT}{plan.release_id}"
     with _only_builder(releases_dir):
         for stale in releases_dir.glob(f"{_BUILDING}*"):  # we hold the lock: its builder is dead
             log.warning("removing %s, left by a build that died", stale.name)
             shutil.rmtree(stale)
-        if promoted.exists():
-            release = _finished_before(promoted, plan)
-        else:
-            release = _build(releases_dir, promoted, plan, rows, audio)
-        _point_latest_to(promoted)
+        for old in releases_dir.glob(f"{_BUILT}*"):
+            if old != aside:
+                log.info("removing %s, which was never promoted and is out of date", old.name)
+                _remove(old)
+        release = _finished_before(releases_dir, plan) or _build(releases_dir, aside, plan, rows, audio)
     log.info(
-        "release %s: %d rows, reused: %s",
-        promoted.name,
+        "release %s is whole: %d rows, reused: %s",
+        plan.release_id,
         sum(file.rows for file in release.manifest.files),
         release.reused,
     )
     return release
+
+
+def promote(releases_dir: Path, release_id: str) -> Path:
+    """Make a release that lies aside the one that `latest` names; doing it again changes nothing.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        ReleaseError: If there is no such release.
+    """
+    promoted = releases_dir / release_id
+    with _only_builder(releases_dir):
+        there = find_release(releases_dir, release_id)
+        if there != promoted:
+            (there / _REVIEW).unlink(missing_ok=True)
+            there.rename(promoted)
+        _point_latest_to(promoted)
+    return promoted
+
+
+def find_release(releases_dir: Path, release_id: str) -> Path:
+    """Return the folder of a whole release, promoted or aside.
+
+    Raises:
+        ReleaseError: If there is no such release.
+    """
+    for path in (releases_dir / release_id, releases_dir / f"{_BUILT}{release_id}"):
+        if path.exists():
+            return path
+    raise ReleaseError(
+        f"release {release_id} is not in {releases_dir}: the tasks merge and publish must see the same SIFT_HOME"
+    )
+
+
+def unpromoted(releases_dir: Path) -> dict[str, Path]:
+    """Return whole releases that `latest` has not come to yet, by id: those aside, and newer ones than the latest."""
+    latest = (releases_dir / LATEST).resolve().name if (releases_dir / LATEST).exists() else ""
+    aside = {path.name.removeprefix(_BUILT): path for path in releases_dir.glob(f"{_BUILT}*")}
+    # Promoted by a run that died before it could point `latest` to it.
+    return aside | {path.name: path for path in _promoted(releases_dir) if path.name > latest}
+
+
+def ask_for_review(release: Path) -> None:
+    """Mark a release that lies aside: it must not be promoted without an approval."""
+    (release / _REVIEW).touch()
+
+
+def awaits_review(release: Path) -> bool:
+    """Tell whether a release was marked so.
+
+    Once asked, always asked: a later run that does not review must not publish what was rejected.
+    """
+    return (release / _REVIEW).exists()
+
+
+def prune_releases(releases_dir: Path, keep: int) -> list[str]:
+    """Remove the oldest promoted releases.
+
+    Args:
+        releases_dir: Folder of all releases.
+        keep: Releases to keep, among them the one that `latest` names; 0: all.
+
+    Returns:
+        Ids of what was removed.
+    """
+    if not keep:
+        return []
+    with _only_builder(releases_dir):
+        latest = (releases_dir / LATEST).resolve()
+        others = [path for path in _promoted(releases_dir) if path.resolve() != latest]
+        removed = sorted(others, key=lambda path: path.name, reverse=True)[keep - 1 :]
+        for path in removed:
+            _remove(path)
+    return [path.name for path in removed]
+
+
+def _promoted(releases_dir: Path) -> list[Path]:
+    """Folders of promoted releases; neither the `latest` link nor what lies aside."""
+    found = [manifest.parent for manifest in releases_dir.glob(f"[!.]*/{MANIFEST_NAME}")]
+    return [path for path in found if not path.is_symlink()]
+
+
+def _remove(release: Path) -> None:
+    """Remove a release: out of sight first, so that no half of it is ever seen."""
+    condemned = release.parent / f"{_BUILDING}{release.name.lstrip('.')}"
+    release.rename(condemned)
+    shutil.rmtree(condemned)
 
 
 def verify_release(
@@ -293,22 +410,33 @@ def _only_builder(releases_dir: Path) -> Iterator[None]:
         yield
 
 
-def _finished_before(promoted: Path, plan: ReleasePlan) -> Release:
-    """The release that a run of the same plan built and promoted before it died."""
-    manifest = verify_release(promoted)
+def _finished_before(releases_dir: Path, plan: ReleasePlan) -> Release | None:
+    """The release that an earlier run of the same plan built; None if there is none that is whole."""
+    promoted, aside = releases_dir / plan.release_id, releases_dir / f"{_BUILT}{plan.release_id}"
+    there = promoted if promoted.exists() else aside
+    if not there.exists():
+        return None
+    try:
+        manifest = verify_release(there)
+    except ReleaseError as error:
+        if there == promoted:
+            raise
+        log.warning("built anew: %s", error)
+        _remove(aside)
+        return None
     if needs_release(manifest, plan.fingerprints):
-        raise ReleaseError(f"{promoted} exists and holds other rows; give this release another id")
-    return Release(promoted, manifest, reused=tuple(plan.sources))
+        raise ReleaseError(f"{there} exists and holds other rows; give this release another id")
+    return Release(there, manifest, reused=tuple(plan.sources))
 
 
 def _build(
     releases_dir: Path,
-    promoted: Path,
+    aside: Path,
     plan: ReleasePlan,
     rows: Callable[[str], Iterator[pa.Table]],
     audio: Callable[[str], AudioReader],
 ) -> Release:
-    """Build a release aside and rename it to its place."""
+    """Build and verify a release; only then does it get the name of one that is whole."""
     building = releases_dir / f"{_BUILDING}{plan.release_id}"
     latest = latest_manifest(releases_dir)
     reusable = latest.sources if latest and latest.writer_version == WRITER_VERSION else {}
@@ -342,11 +470,11 @@ def _build(
         }
         verify_release(building, scratch=building, already_hashed={file.path for file in manifest.files} - copied)
         _sync_tree(building)
-        building.rename(promoted)
+        building.rename(aside)
     except BaseException:  # a task that is told to stop raises no Exception
         shutil.rmtree(building, ignore_errors=True)
         raise
-    return Release(promoted, manifest, tuple(reused))
+    return Release(aside, manifest, tuple(reused))
 
 
 def _link_files(latest: Path, building: Path, entry: SourceEntry) -> bool:
@@ -404,6 +532,7 @@ def _manifest(plan: ReleasePlan, entries: dict[str, SourceEntry]) -> Manifest:
         sources=entries,
         generator=dict(plan.generator),
         modes=dict(plan.modes),
+        max_samples=plan.max_samples,
         verdicts={mode: dict(counts) for mode, counts in plan.verdicts.items()},
     )
 

@@ -30,16 +30,20 @@ PUBLISHED_ROWS_SCHEMA = pa.schema(
 )
 
 
-def published_rows(warehouse: Warehouse, source: str, modes: Sequence[str]) -> Iterator[pa.Table]:
+def published_rows(
+    warehouse: Warehouse, source: str, modes: Sequence[str], max_samples: int | None = None
+) -> Iterator[pa.Table]:
     """Yield a source's accepted rows (PUBLISHED_ROWS_SCHEMA), clip by clip, a clip's modes together."""
-    params = {"source": source, "modes": list(modes)}
+    params = {"source": source, "modes": list(modes), "max_samples": max_samples}
     for batch in warehouse.stream(statement("published_rows"), params, PUBLISHED_ROWS_SCHEMA):
         yield pa.Table.from_batches([batch])
 
 
-def source_fingerprints(warehouse: Warehouse, sources: Sequence[str], modes: Sequence[str]) -> dict[str, str]:
+def source_fingerprints(
+    warehouse: Warehouse, sources: Sequence[str], modes: Sequence[str], max_samples: int | None = None
+) -> dict[str, str]:
     """Return, for each source with accepted rows, one value that changes with any of them."""
-    params = {"sources": list(sources), "modes": list(modes)}
+    params = {"sources": list(sources), "modes": list(modes), "max_samples": max_samples}
     with warehouse.connection() as connection:
         rows = connection.execute(statement("source_fingerprints"), params).fetchall()
     return {row["source"]: row["fingerprint"] for row in rows}
@@ -65,10 +69,11 @@ def released_modes(
     return found
 
 
-def is_recorded(warehouse: Warehouse, release_id: str) -> bool:
-    """Whether `publish.releases` knows the release."""
+def is_recorded(warehouse: Warehouse, target: str, release_id: str) -> bool:
+    """Whether `publish.releases` knows the release of this target."""
+    params = {"target": target, "release_id": release_id}
     with warehouse.connection() as connection:
-        return bool(connection.execute(statement("find_release"), {"release_id": release_id}).fetchone())
+        return bool(connection.execute(statement("find_release"), params).fetchone())
 
 
 def record_release(warehouse: Warehouse, release: Mapping[str, Any]) -> None:
@@ -79,6 +84,6 @@ def record_release(warehouse: Warehouse, release: Mapping[str, Any]) -> None:
 
 
 def list_releases(warehouse: Warehouse, most: int = 50) -> list[dict[str, Any]]:
-    """Return the newest releases, newest first."""
+    """Return the newest releases of all targets, newest first, each with its `total_rows` and `bytes`."""
     with warehouse.connection() as connection:
         return connection.execute(statement("list_releases"), {"most": most}).fetchall()
