@@ -27,7 +27,7 @@ from airflow.sdk import (
 
 from include.modes import MODES
 from include.orchestration.assets import RELEASE, STAGED
-from include.orchestration.connections import llm_server, warehouse
+from include.orchestration.connections import llm_server, s3_client, warehouse
 from include.orchestration.defaults import (
     APPROVE_ARGS,
     DEFAULT_ARGS,
@@ -124,7 +124,12 @@ ANY_STAGED = AssetAny(*STAGED.values())
 def _target(params: dict):
     from include.publish.targets import open_target
 
-    return open_target(params["target"], get_settings())
+    return open_target(
+        params["target"],
+        get_settings(),
+        private=params["private"],
+        s3_client=s3_client,
+    )
 
 
 def _schedule():

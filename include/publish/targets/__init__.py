@@ -6,9 +6,12 @@ readers of the target get: whole or not at all, whatever fails and however the p
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from include.publish.manifest import FileEntry, Manifest
 from include.schema import BadInputError
@@ -95,20 +98,39 @@ class Target(Protocol):
         ...
 
 
-def open_target(uri: str, settings: Settings) -> Target:
+def open_target(
+    uri: str,
+    settings: Settings,
+    *,
+    private: bool,
+    s3_client: Callable[[], Any],
+) -> Target:
     """Return the target of a URI.
 
     Args:
-        uri: "local", or a folder's absolute path.
+        uri: "local", a folder's absolute path or "s3://bucket/prefix".
         settings: For the places on this machine.
+        private: Whether a remote target is meant for members only.
+        s3_client: Makes the client; called for an S3 target only.
 
     Raises:
         BadInputError: If the URI names no target.
     """
     from include.publish.targets.local import LocalTarget
+    from include.publish.targets.s3 import S3Target
 
     if uri == LOCAL:
         return LocalTarget(LOCAL, settings.releases_dir)
+    if match := re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*?))?/*", uri):
+        bucket, prefix = match[1], match[2] or ""
+        return S3Target(bucket, prefix, _staging(settings, uri), s3_client(), private=private)
     if "://" not in uri and Path(uri).is_absolute():
         return LocalTarget(uri, Path(uri))
-    raise BadInputError(f"target {uri!r}: give 'local' or the absolute path of a folder")
+    raise BadInputError(f"target {uri!r}: give 'local', the absolute path of a folder or s3://bucket/prefix")
+
+
+def _staging(settings: Settings, uri: str) -> Path:
+    """Folder where releases of a remote target are built; its name tells people which one it is."""
+    uri = uri.rstrip("/")
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", uri)
+    return settings.home / "targets" / f"{name[:80]}-{hashlib.sha256(uri.encode()).hexdigest()[:8]}"
