@@ -27,7 +27,7 @@ from airflow.sdk import (
 
 from include.modes import MODES
 from include.orchestration.assets import RELEASE, STAGED
-from include.orchestration.connections import llm_server, s3_client, warehouse
+from include.orchestration.connections import hub_account, llm_server, s3_client, warehouse
 from include.orchestration.defaults import (
     APPROVE_ARGS,
     DEFAULT_ARGS,
@@ -129,6 +129,7 @@ def _target(params: dict):
         get_settings(),
         private=params["private"],
         s3_client=s3_client,
+        hub_account=hub_account,
     )
 
 

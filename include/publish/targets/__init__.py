@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from include.publish.manifest import FileEntry, Manifest
-from include.schema import BadInputError
+from include.schema import BadInputError, HubAccount
 from include.settings import Settings
 
 LOCAL = "local"
@@ -104,18 +104,21 @@ def open_target(
     *,
     private: bool,
     s3_client: Callable[[], Any],
+    hub_account: Callable[[], HubAccount],
 ) -> Target:
     """Return the target of a URI.
 
     Args:
-        uri: "local", a folder's absolute path or "s3://bucket/prefix".
+        uri: "local", a folder's absolute path, "s3://bucket/prefix" or "hf://datasets/org/name".
         settings: For the places on this machine.
         private: Whether a remote target is meant for members only.
         s3_client: Makes the client; called for an S3 target only.
+        hub_account: Likewise, for one on the Hub.
 
     Raises:
         BadInputError: If the URI names no target.
     """
+    from include.publish.targets.hub import HubTarget
     from include.publish.targets.local import LocalTarget
     from include.publish.targets.s3 import S3Target
 
@@ -124,9 +127,13 @@ def open_target(
     if match := re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*?))?/*", uri):
         bucket, prefix = match[1], match[2] or ""
         return S3Target(bucket, prefix, _staging(settings, uri), s3_client(), private=private)
+    if match := re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)/*", uri):
+        return HubTarget(match[1], _staging(settings, uri), hub_account(), private=private)
     if "://" not in uri and Path(uri).is_absolute():
         return LocalTarget(uri, Path(uri))
-    raise BadInputError(f"target {uri!r}: give 'local', the absolute path of a folder or s3://bucket/prefix")
+    raise BadInputError(
+        f"target {uri!r}: give 'local', the absolute path of a folder, s3://bucket/prefix or hf://datasets/org/name"
+    )
 
 
 def _staging(settings: Settings, uri: str) -> Path:
