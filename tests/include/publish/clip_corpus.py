@@ -17,6 +17,7 @@ from include.modes import MODES
 from include.publish.parquet import AudioReader
 from include.publish.record import AUDIO_TYPE
 from include.publish.release import ReleasePlan, SourcePlan
+from include.storage.releases import PUBLISHED_ROWS_SCHEMA
 
 AUDIO_FILE = "data/train-00000.parquet"
 
@@ -31,13 +32,14 @@ def wav(seed: int, seconds: float = 0.1, rate: int = 16_000) -> bytes:
 
 @dataclass
 class Corpus:
-    """One source: its clips in row groups, and three responses a clip."""
+    """One source: its clips in row groups, three responses a clip, some of them held out."""
 
     folder: Path
     source: str
     clips: list[bytes | None]
     clips_per_row_group: int = 2
     cut: int = 4
+    held_out: tuple[int, ...] = ()
     asked_for: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -66,6 +68,8 @@ class Corpus:
                 "pace": None,
                 "accent": None,
                 "volume": "loud",
+                "held_out": clip in self.held_out,
+                "task": "sift",
                 "mode": mode,
                 "response": f"{mode} answers clip {clip}",
                 "audio_file": AUDIO_FILE,
@@ -75,9 +79,7 @@ class Corpus:
             for clip in range(len(self.clips))
             for mode in MODES
         ]
-        numbers = ("audio_row_group", "audio_row")
-        schema = pa.schema([(name, pa.int32() if name in numbers else pa.string()) for name in records[0]])
-        return pa.Table.from_pylist(records, schema=schema)
+        return pa.Table.from_pylist(records, schema=PUBLISHED_ROWS_SCHEMA)
 
     def rows(self) -> Iterator[pa.Table]:
         """The rows in tables of `cut` rows, which end amid clips."""
@@ -117,7 +119,7 @@ class World:
                 revision="abc123",
                 licence="CC-BY-4.0",
                 redistributable=True,
-                modes={},
+                accepted=len(MODES) * len(self.corpora[name].clips),
                 title=f"The | {name} <corpus>",
                 url=f"https://example.org/{name}",
             )
