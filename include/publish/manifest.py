@@ -188,5 +188,12 @@ def read_manifest(release: Path) -> Manifest:
     path = release / MANIFEST_NAME
     try:
         return Manifest.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+    except OSError as error:
         raise ReleaseError(f"{os.fspath(path)} is not a readable manifest: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ReleaseError(
+            f"{os.fspath(path)} is not a manifest of this version: {error.error_count()} faults, the first in {where}: "
+            f"{first['msg']}"
+        ) from error
