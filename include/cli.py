@@ -246,7 +246,8 @@ def releases() -> None:
         manifest = read_manifest(path.parent)
         rows = sum(source.rows for source in manifest.sources.values())
         mark = "latest" if path.parent.resolve() == latest else ""
-        table.add_row(path.parent.name, str(rows), ", ".join(manifest.sources), str(manifest.generator["model"]), mark)
+        model = str(manifest.generator.get("model", "none"))
+        table.add_row(path.parent.name, str(rows), ", ".join(manifest.sources), model, mark)
     console.print(table if table.row_count else f"No release in {folder} yet")
 
 

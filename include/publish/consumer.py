@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from include.publish.card import DEFAULT, config_splits
 from include.publish.manifest import ReleaseError, read_manifest
 from include.publish.record import AUDIO_PLACEHOLDER, published_features
 from include.settings import PROJECT_ROOT
@@ -19,7 +20,7 @@ TIMEOUT_S = 900
 
 
 def check_opens(release: Path, cache: Path) -> None:
-    """Check that `datasets` opens a release: its splits, its features, and the first row of each split.
+    """Check that `datasets` opens a release: splits, features and the first row of each split, in both configurations.
 
     Args:
         release: Folder of the release.
@@ -38,21 +39,28 @@ def check_opens(release: Path, cache: Path) -> None:
 
 
 def _open(release: Path) -> None:
-    """Open every split and look at its first row."""
-    from datasets import Audio, load_dataset
+    """Open every split of both configurations and look at its first row, as the trainer's collator does."""
+    from datasets import Audio, load_dataset, load_dataset_builder
 
-    expected = {name for name, source in read_manifest(release).sources.items() if source.files}
-    splits = load_dataset(str(release), streaming=True)
-    if set(splits) != expected:
-        raise ReleaseError(f"it shows the splits {sorted(splits)}, not {sorted(expected)}")
-    for name, split in splits.items():
-        if split.features != published_features():
-            raise ReleaseError(f"split {name} has the features {split.features}")
-        row = next(iter(split.cast_column("audio", Audio(decode=False))))
-        if not row["audio"]["bytes"] or row["source_dataset"] != name:
-            raise ReleaseError(f"split {name} begins with a row of {row['source_dataset']!r} or without audio")
-        if row["messages"][0]["content"].count(AUDIO_PLACEHOLDER) != 1:
-            raise ReleaseError(f"split {name} begins with a row without its {AUDIO_PLACEHOLDER} placeholder")
+    for config, expected in config_splits(read_manifest(release)).items():
+        stated = load_dataset_builder(str(release), config).info.splits or {}
+        splits = load_dataset(str(release), config, streaming=True)
+        if set(splits) != set(expected):
+            raise ReleaseError(f"{config} shows the splits {sorted(splits)}, not {sorted(expected)}")
+        for name, split in splits.items():
+            where = f"split {name} of {config}"
+            rows = sum(part.rows for part in expected[name])
+            if stated[name].num_examples != rows:
+                raise ReleaseError(f"{where} is said to have {stated[name].num_examples} rows, not {rows}")
+            if split.features != published_features():
+                raise ReleaseError(f"{where} has the features {split.features}")
+            row = next(iter(split.cast_column("audio", Audio(decode=False))))
+            if not row["audio"]["bytes"]:
+                raise ReleaseError(f"{where} begins with a row without audio")
+            if config == DEFAULT and row["source_dataset"] != name.removesuffix("_heldout"):
+                raise ReleaseError(f"{where} begins with a row of {row['source_dataset']!r}")
+            if row["messages"][0]["content"].count(AUDIO_PLACEHOLDER) != 1:
+                raise ReleaseError(f"{where} begins with a row without its {AUDIO_PLACEHOLDER} placeholder")
 
 
 def main(release: str, cache: str) -> int:

@@ -53,13 +53,6 @@ class Selection:
         modes = [mode for mode in MODES if mode in params["modes"]]
         return cls(modes, params["max_samples"], frozenset(params["leave_out"]))
 
-    @classmethod
-    def published(cls, manifest: Manifest) -> Selection:
-        """Tell what a release was made of."""
-        # Parts that were kept from an earlier release have modes of their own.
-        modes = set(manifest.modes).union(*(source.modes for source in manifest.sources.values()))
-        return cls([mode for mode in MODES if mode in modes], manifest.max_samples, frozenset())
-
     def takes(self, source: str) -> bool:
         """Whether a release holds this source once it is complete."""
         return source not in self.left_out
@@ -91,15 +84,15 @@ def check_licences(target: Target, sources: Iterable[str]) -> None:
 
 
 def check_overwrite(
-    target: Target, latest: Manifest | None, selection: Selection, model: str, *, default: str, force: bool
+    target: Target, latest: Manifest | None, narrowed: str | None, model: object, *, default: str, force: bool
 ) -> None:
     """Refuse a trial in the place of a dataset: some samples, some modes, or another model than the target's.
 
     Args:
         target: Of the run.
         latest: Manifest of its latest release; None if it has none.
-        selection: What the new release is made of.
-        model: Name of the model that wrote it.
+        narrowed: Why the new release is only a trial (`Selection.narrowed`); None if it is not.
+        model: Name of the model that wrote it; None if it needed none.
         default: URI of the target that runs have by default: never one for trials.
         force: Let it pass.
 
@@ -109,13 +102,13 @@ def check_overwrite(
     if force:
         return
     ways = "Give it a target of its own (parameter target), run with publish=false, or with force=true"
-    narrowed = selection.narrowed
-    there = latest is not None and Selection.published(latest).narrowed is None
-    if narrowed and (there or target.uri == default):
-        holds = f"release {latest.release_id}, which is whole," if latest is not None and there else "the dataset"
-        raise OverwriteError(f"{target.uri}: a release {narrowed} would take the place of {holds}. {ways}")
-    if latest is not None and latest.generator.get("model") != model:
+    whole = f"release {latest.release_id}, which is whole" if latest is not None and latest.narrowed is None else None
+    if narrowed and (whole or target.uri == default):
         raise OverwriteError(
-            f"{target.uri}: its release {latest.release_id} was written by {latest.generator.get('model')}, this one "
-            f"would be by {model}. {ways}"
+            f"{target.uri}: a release {narrowed} would take the place of {whole or 'the dataset'}. {ways}"
+        )
+    before = latest.generator.get("model") if latest is not None else None
+    if latest is not None and before and model and before != model:
+        raise OverwriteError(
+            f"{target.uri}: release {latest.release_id} was written by {before}, this one would be by {model}. {ways}"
         )

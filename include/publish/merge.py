@@ -1,8 +1,8 @@
 """Merge what was generated with what was staged into a release, when it would differ from the target's latest one.
 
-A source is in a release when it is complete: every staged sample and mode is accepted or given up. One that is not
-keeps its part of the target's latest release, or waits for its first. The release is built and verified on this
-machine; `include.publish.promotion` makes it public.
+A source is in a release when it is complete: every staged sample and mode is accepted or given up; one whose task needs
+no language model is complete as soon as it is staged. One that is not keeps its part of the target's latest release, or
+waits for its first. The release is built and verified on this machine; `include.publish.promotion` makes it public.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from include.publish import gates
 from include.publish.guards import Selection, check_licences, check_overwrite
 from include.publish.manifest import Manifest, ReleaseError, read_manifest
 from include.publish.mirror import mirror_latest
@@ -35,15 +36,17 @@ from include.publish.targets import Target
 from include.settings import Settings
 from include.sources import RECIPES
 from include.sources.reader import audio_reader, resolve_corpus
-from include.storage.generation import count_verdicts, coverage
+from include.storage.generation import count_verdicts, coverage, previous_quality
 from include.storage.releases import (
+    SourceContents,
+    SourceQuery,
     is_recorded,
+    mode_inputs,
     published_rows,
-    released_modes,
-    source_fingerprints,
+    source_contents,
     staged_files,
 )
-from include.storage.staging import label_distribution, latest_loads
+from include.storage.staging import label_distribution, latest_loads, list_unmapped
 from include.storage.warehouse import Warehouse
 
 log = logging.getLogger(__name__)
@@ -54,12 +57,21 @@ class _Content:
     """What a release would hold now.
 
     Attributes:
-        fingerprints: Source -> fingerprint, of all that would be in it.
+        complete: Complete source -> what it holds.
         waiting: Sources that are not complete.
+        kept: Those of them that have a part in the latest release, with its fingerprint.
+        coverage: Staged and given-up samples of the complete sources, by source and mode.
     """
 
-    fingerprints: dict[str, str]
+    complete: dict[str, SourceContents]
     waiting: list[str]
+    kept: dict[str, str]
+    coverage: list[dict[str, Any]]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Source -> fingerprint, of all that would be in it."""
+        return {name: contents.fingerprint for name, contents in self.complete.items()} | self.kept
 
 
 def check_publishing(
@@ -81,7 +93,7 @@ def check_publishing(
         return
     selection = Selection.of(params)
     check_licences(target, [name for name in latest_loads(warehouse) if name in RECIPES and selection.takes(name)])
-    check_overwrite(target, target.latest(), selection, model, default=settings.target, force=params["force"])
+    check_overwrite(target, target.latest(), selection.narrowed, model, default=settings.target, force=params["force"])
 
 
 def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target) -> bool:
@@ -106,7 +118,8 @@ def merge_release(
 
     Raises:
         BadInputError: If a guard refuses it.
-        ReleaseError: If a corpus is no longer what was staged, or the release does not read back as planned.
+        ReleaseError: If a gate fails, a corpus is no longer what was staged, or the release does not read back as
+            planned. The latest release is as it was.
     """
     if not params["publish"]:
         log.info("this run was asked not to publish")
@@ -125,8 +138,14 @@ def merge_release(
         return None
     plan = _plan(warehouse, settings, selection, content, manifest, target)
     check_licences(target, plan.sources)
-    model = str(plan.generator["model"])
-    check_overwrite(target, manifest, selection, model, default=settings.target, force=params["force"])
+    check_overwrite(
+        target,
+        manifest,
+        selection.narrowed,
+        plan.generator.get("model"),
+        default=settings.target,
+        force=params["force"],
+    )
     if manifest is not None:
         mirror_latest(target, manifest, content.fingerprints)
     rows = _rows_of(warehouse, selection, content.waiting)
@@ -154,15 +173,29 @@ def _described(target: Target, release: Release, before: Manifest | None, waitin
 def _content(warehouse: Warehouse, settings: Settings, selection: Selection, manifest: Manifest | None) -> _Content:
     """Find what is complete, and what of the latest release stays."""
     sources = [name for name in latest_loads(warehouse) if name in RECIPES and selection.takes(name)]
-    pending = dict.fromkeys(sources, 0)
-    for row in coverage(warehouse, sources, selection.modes, settings.max_attempts, selection.max_samples):
-        if RECIPES[row["source"]].task == "sift":
-            pending[row["source"]] += row["pending"]
-    waiting = [name for name, rows in pending.items() if rows]
-    complete = [name for name in sources if not pending[name]]
-    fingerprints = source_fingerprints(warehouse, complete, selection.modes, selection.max_samples)
-    kept = manifest.fingerprints if manifest else {}
-    return _Content(fingerprints | {name: kept[name] for name in waiting if name in kept}, waiting)
+    generated = [name for name in sources if RECIPES[name].task == "sift"]
+    covered = coverage(warehouse, generated, selection.modes, settings.max_attempts, selection.max_samples)
+    pending = {row["source"] for row in covered if row["pending"]}
+    waiting = [name for name in generated if name in pending]
+    found = {name: source_contents(warehouse, _query(name, selection)) for name in sources if name not in pending}
+    published = manifest.fingerprints if manifest else {}
+    return _Content(
+        complete={name: contents for name, contents in found.items() if contents},
+        waiting=waiting,
+        kept={name: published[name] for name in waiting if name in published},
+        coverage=[row for row in covered if row["source"] not in pending],
+    )
+
+
+def _query(source: str, selection: Selection) -> SourceQuery:
+    recipe = RECIPES[source]
+    return SourceQuery(
+        source=source,
+        task=recipe.task,
+        modes=selection.modes,
+        held_out_speakers=recipe.held_out_speakers,
+        max_samples=selection.max_samples,
+    )
 
 
 def _plan(
@@ -175,38 +208,103 @@ def _plan(
 ) -> ReleasePlan:
     """Say what the release is to hold, besides its rows."""
     loads = latest_loads(warehouse)
-    complete = [name for name in sorted(content.fingerprints) if name not in content.waiting]
-    written = released_modes(warehouse, complete, selection.modes)
+    release_id, created_at = _identity(target, content.fingerprints)
+    hashes = {
+        name: {mode: _only(release_id, name, mode, found) for mode, found in contents.mode_hashes.items()}
+        for name, contents in content.complete.items()
+    }
+    inputs = mode_inputs(warehouse, sorted({value for modes in hashes.values() for value in modes.values()}))
     sources = {}
     for name in sorted(content.fingerprints):
-        kept = latest.sources[name] if latest and name in content.waiting else None
-        recipe = RECIPES[name]
-        sources[name] = SourcePlan(
-            fingerprint=content.fingerprints[name],
-            revision=kept.revision if kept else loads[name]["revision"],
-            licence=recipe.licence,
-            redistributable=recipe.redistributable,
-            modes=kept.modes if kept else {mode: hash_of_mode for mode, (hash_of_mode, _) in written[name].items()},
-            title=recipe.title,
-            url=recipe.url,
-        )
+        if name in content.kept and latest:
+            sources[name] = _kept_part(name, latest)
+        else:
+            sources[name] = _part(name, content.complete[name], hashes[name], inputs, loads[name]["revision"])
     # What the complete sources were written with; plan keeps them all in step.
-    current = {mode: described for modes in written.values() for mode, described in modes.items()}
-    generator = next((inputs for _, inputs in current.values()), dict(latest.generator) if latest else {})
-    release_id, created_at = _identity(target, content.fingerprints)
+    current = {mode: value for modes in hashes.values() for mode, value in modes.items()}
+    described = next((inputs[value] for value in current.values()), None)
+    if described is not None:
+        generator = {name: value for name, value in described.items() if name not in ("mode", "system_prompt")}
+        generator["run_seed"] = settings.run_seed
+    else:  # nothing here was generated now; a part that is kept may have been
+        generator, current = (dict(latest.generator), dict(latest.modes)) if latest and content.kept else ({}, {})
+    read = {name: loads[name]["read"] for name in content.complete}
+    complete = list(content.complete)
     verdicts = count_verdicts(warehouse, complete, selection.max_samples)
     return ReleasePlan(
         release_id=release_id,
         created_at=created_at,
         sources=sources,
-        generator={
-            **{name: value for name, value in generator.items() if name not in ("mode", "system_prompt")},
-            "run_seed": settings.run_seed,
-        },
-        modes={mode: hash_of_mode for mode, (hash_of_mode, _) in current.items()},
-        max_samples=selection.max_samples,
+        generator=generator,
+        modes=current,
+        narrowed=selection.narrowed,
         verdicts={mode: counts for mode, counts in verdicts.items() if mode in selection.modes},
+        quality=previous_quality(warehouse, ""),
         labels=label_distribution(warehouse, complete, selection.max_samples),
+        gates=(
+            *gates.one_generator(
+                {name: source.modes for name, source in sources.items()},
+                {name: source.generator for name, source in sources.items()},
+                content.kept,
+            ),
+            *gates.given_up(content.coverage, settings.max_given_up),
+            *gates.unmapped_labels(list_unmapped(warehouse), read, settings.max_unmapped),
+        ),
+    )
+
+
+def _only(release_id: str, source: str, mode: str, hashes: tuple[str, ...]) -> str:
+    """The one mode_hash of a source's responses in a mode."""
+    if len(hashes) > 1:
+        raise ReleaseError(
+            f"release {release_id} is not promoted; {source} has responses of {len(hashes)} mode hashes in {mode}: "
+            "plan did not bring all prompts in step; run generate_and_publish again"
+        )
+    return hashes[0]
+
+
+def _part(
+    name: str,
+    contents: SourceContents,
+    hashes: Mapping[str, str],
+    inputs: Mapping[str, Mapping[str, Any]],
+    revision: str,
+) -> SourcePlan:
+    """A complete source as it is now."""
+    recipe = RECIPES[name]
+    models = sorted({f"{inputs[value]['model']}@{inputs[value]['revision']}" for value in hashes.values()})
+    return SourcePlan(
+        fingerprint=contents.fingerprint,
+        revision=revision,
+        licence=recipe.licence,
+        redistributable=recipe.redistributable,
+        title=recipe.title,
+        url=recipe.url,
+        accepted=sum(sum(rows.values()) for rows in contents.rows.values()),
+        task=recipe.task,
+        citation=recipe.citation,
+        modes=hashes,
+        prompts=contents.prompts,
+        generator=", ".join(models) or None,
+    )
+
+
+def _kept_part(name: str, latest: Manifest) -> SourcePlan:
+    """A source that is not complete, as the latest release holds it."""
+    recipe, kept = RECIPES[name], latest.sources[name]
+    return SourcePlan(
+        fingerprint=kept.fingerprint,
+        revision=kept.revision,
+        licence=recipe.licence,
+        redistributable=recipe.redistributable,
+        title=recipe.title,
+        url=recipe.url,
+        accepted=kept.accepted,
+        task=kept.task,
+        citation=recipe.citation,
+        modes=kept.modes,
+        prompts=kept.prompts,
+        generator=kept.generator,
     )
 
 
@@ -231,7 +329,7 @@ def _rows_of(warehouse: Warehouse, selection: Selection, waiting: list[str]) -> 
                 f"{source} is not complete, and its files in the latest release cannot be used again; "
                 "run generate_and_publish until nothing of it is pending"
             )
-        return published_rows(warehouse, source, selection.modes, selection.max_samples)
+        return published_rows(warehouse, _query(source, selection))
 
     return rows
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from include.publish.guards import Selection, check_licences, check_overwrite
+from include.publish.guards import check_licences, check_overwrite
 from include.publish.manifest import Manifest, ReleaseError, read_manifest
 from include.publish.release import find_release, promote, prune_releases
 from include.publish.targets import Pushed, Target
@@ -41,8 +41,8 @@ def publish_release(
         check_overwrite(
             target,
             latest,
-            Selection.published(manifest),
-            str(manifest.generator.get("model")),
+            manifest.narrowed,
+            manifest.generator.get("model"),
             default=settings.target,
             force=params["force"],
         )

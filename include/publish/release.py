@@ -29,18 +29,21 @@ import pyarrow.parquet as pq
 
 from include.publish.card import CARD_NAME, build_card
 from include.publish.consumer import check_opens
+from include.publish.gates import READ_BACK, require, rows_add_up
 from include.publish.manifest import (
     MANIFEST_NAME,
     FileEntry,
+    Gate,
     Manifest,
     ReleaseError,
     SourceEntry,
+    SplitEntry,
     read_manifest,
     write_manifest,
 )
 from include.publish.parquet import WRITER_VERSION, AudioReader, SourceFiles, write_source
-from include.publish.record import PUBLISHED_SCHEMA
-from include.schema import merge_counts
+from include.publish.record import PUBLISHED_SCHEMA, modes_or_tasks
+from include.schema import Task, merge_counts
 
 __all__ = [
     "Release",
@@ -76,22 +79,32 @@ class SourcePlan:
     """What is known of a source before it is published.
 
     Attributes:
-        fingerprint: Hash over its staged rows, responses and blob ids.
+        fingerprint: Hash over its staged rows, responses, sides and blob ids.
         revision: Revision of the corpus that was staged.
         licence: Licence as the corpus states it.
         redistributable: Whether its audio may be published again.
-        modes: Mode name -> mode_hash under which its responses were written.
         title: What people call it.
         url: Where the corpus comes from.
+        accepted: Rows that it is to have, clips left out included.
+        task: What its rows are for.
+        citation: How its owners ask to be cited, or "".
+        modes: Mode name -> mode_hash under which its responses were written.
+        prompts: Mode name -> digest over the prompt hashes of its responses.
+        generator: "<model>@<revision>" that wrote its responses; None where the task needs none.
     """
 
     fingerprint: str
     revision: str
     licence: str
     redistributable: bool
-    modes: Mapping[str, str]
     title: str
     url: str
+    accepted: int
+    task: Task = "sift"
+    citation: str = ""
+    modes: Mapping[str, str] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    generator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,9 +117,11 @@ class ReleasePlan:
         sources: Source name -> its facts, in the order of the card.
         generator: What the responses depend on besides sample and mode, JSON values; `model` names the model.
         modes: Mode name -> mode_hash.
-        max_samples: Most samples of each source, of a run that was narrowed to some; None: whole sources.
-        verdicts: Mode name -> verdict -> responses.
+        narrowed: Why it is only a trial, as "with max_samples=5"; None: it holds all that is complete.
+        verdicts: Mode name -> verdict -> texts.
+        quality: Mode name -> measure -> value.
         labels: Source name -> label column -> value -> clips, for the card.
+        gates: What the warehouse was checked for; one that failed refuses the release before any audio is read.
     """
 
     release_id: str
@@ -114,9 +129,11 @@ class ReleasePlan:
     sources: Mapping[str, SourcePlan]
     generator: Mapping[str, object]
     modes: Mapping[str, str]
-    max_samples: int | None = None
+    narrowed: str | None = None
     verdicts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    gates: tuple[Gate, ...] = ()
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -202,8 +219,8 @@ def build_aside(
         The release; `latest` does not point to it yet.
 
     Raises:
-        ReleaseError: If the id is taken, no row could be published, or what was written
-            does not read back as planned. The releases that were there are untouched, then and after any other error.
+        ReleaseError: If the id is taken, a gate fails, no row could be published, or what was written does not read
+            back as planned. The releases that were there are untouched, then and after any other error.
     """
     _check_plan(plan)
     releases_dir.mkdir(parents=True, exist_ok=True)
@@ -223,6 +240,9 @@ def build_aside(
         sum(file.rows for file in release.manifest.files),
         release.reused,
     )
+    for name, source in release.manifest.sources.items():
+        if source.left_out:
+            log.warning("%s: rows whose clip cannot be published were left out: %s", name, source.left_out)
     return release
 
 
@@ -319,8 +339,8 @@ def verify_release(
 ) -> Manifest:
     """Read a release back and hold it against its manifest.
 
-    Every file is read whole for its hash, its modes and responses are looked at row by row, and `datasets` opens the
-    release. Audio is not decoded.
+    Every file is read whole for its hash, its modes and responses are looked at row by row, and `datasets` opens both
+    configurations. Audio is not decoded.
 
     Args:
         release: Its folder.
@@ -367,26 +387,30 @@ def _damaged(release: Path, files: Collection[FileEntry]) -> list[str]:
 
 def _verify_source(release: Path, name: str, source: SourceEntry) -> None:
     """Hold one source's files against its entry, reading all columns that decide what a row is for."""
-    rows_by_mode: Counter[str] = Counter()
-    for entry in source.files:
-        file = pq.ParquetFile(release / entry.path)
-        if not file.schema_arrow.equals(PUBLISHED_SCHEMA, check_metadata=True):
-            raise ReleaseError(f"{release.name}: {entry.path} has another schema:\n{file.schema_arrow}")
-        rows, size = file.metadata.num_rows, (release / entry.path).stat().st_size
-        if (rows, size) != (entry.rows, entry.bytes):
+    for split_name, split in source.splits.items():
+        rows_by_mode: Counter[str] = Counter()
+        for entry in split.files:
+            file = pq.ParquetFile(release / entry.path)
+            if not file.schema_arrow.equals(PUBLISHED_SCHEMA, check_metadata=True):
+                raise ReleaseError(f"{release.name}: {entry.path} has another schema:\n{file.schema_arrow}")
+            rows, size = file.metadata.num_rows, (release / entry.path).stat().st_size
+            if (rows, size) != (entry.rows, entry.bytes):
+                raise ReleaseError(
+                    f"{release.name}: {entry.path} has {rows} rows in {size} bytes, not {entry.rows} in {entry.bytes}"
+                )
+            for group in range(file.num_row_groups):
+                records = file.read_row_group(group, columns=["mode", "task", "sift_response", "source_dataset"])
+                empty = pc.sum(pc.equal(pc.fill_null(records["sift_response"], ""), "")).as_py()
+                if empty:
+                    raise ReleaseError(f"{release.name}: {entry.path} has {empty} rows without a response")
+                for column, wanted in (("source_dataset", name), ("task", source.task)):
+                    if not pc.all(pc.equal(records[column], wanted), min_count=0).as_py():
+                        raise ReleaseError(f"{release.name}: {entry.path} holds rows whose {column} is not {wanted!r}")
+                rows_by_mode.update(_counts(modes_or_tasks(records)))
+        if rows_by_mode != split.rows_by_mode:
             raise ReleaseError(
-                f"{release.name}: {entry.path} has {rows} rows in {size} bytes, not {entry.rows} in {entry.bytes}"
+                f"{release.name}: {split_name} of {name} holds the rows {dict(rows_by_mode)}, not {split.rows_by_mode}"
             )
-        for group in range(file.num_row_groups):
-            records = file.read_row_group(group, columns=["mode", "sift_response", "source_dataset"])
-            empty = pc.sum(pc.equal(pc.fill_null(records["sift_response"], ""), "")).as_py()
-            if empty:
-                raise ReleaseError(f"{release.name}: {entry.path} has {empty} rows without a response")
-            if not pc.all(pc.equal(records["source_dataset"], name), min_count=0).as_py():
-                raise ReleaseError(f"{release.name}: {entry.path} holds rows of other sources")
-            rows_by_mode.update(_counts(records["mode"]))
-    if rows_by_mode != source.rows_by_mode or rows_by_mode.total() != source.rows:
-        raise ReleaseError(f"{release.name}: {name} holds the rows {dict(rows_by_mode)}, not {source.rows_by_mode}")
 
 
 def _check_plan(plan: ReleasePlan) -> None:
@@ -438,6 +462,7 @@ def _build(
 ) -> Release:
     """Build and verify a release; only then does it get the name of one that is whole."""
     building = releases_dir / f"{_BUILDING}{plan.release_id}"
+    require(plan.gates, plan.release_id)
     latest = latest_manifest(releases_dir)
     reusable = latest.sources if latest and latest.writer_version == WRITER_VERSION else {}
     building.mkdir()
@@ -457,7 +482,9 @@ def _build(
                 entry = _entry(name, source, written)
             # A corpus can move to a revision that changes none of its rows.
             entries[name] = entry.model_copy(update=_facts(source))
-        manifest = _manifest(plan, entries)
+        gates = (*plan.gates, *rows_add_up(entries))
+        require(gates, plan.release_id)
+        manifest = _manifest(plan, entries, (*gates, *READ_BACK))
         write_manifest(building, manifest)
         (building / CARD_NAME).write_text(build_card(plan, manifest), encoding="utf-8")
         # A new file was read back for its hash behind its writer, a linked one before it was linked. Hashing them again
@@ -495,15 +522,19 @@ def _link_files(latest: Path, building: Path, entry: SourceEntry) -> bool:
 def _entry(name: str, source: SourcePlan, written: SourceFiles) -> SourceEntry:
     return SourceEntry(
         **_facts(source),
-        rows=written.rows,
-        rows_by_mode=written.rows_by_mode,
-        clips=written.clips,
+        splits={
+            split: SplitEntry(
+                rows_by_mode=part.rows_by_mode,
+                clips=part.clips,
+                arrow_bytes=part.arrow_bytes,
+                files=tuple(
+                    FileEntry(path=f"data/{name}/{file.name}", rows=file.rows, bytes=file.bytes, sha256=file.sha256)
+                    for file in part.files
+                ),
+            )
+            for split, part in written.splits.items()
+        },
         left_out=written.left_out,
-        arrow_bytes=written.arrow_bytes,
-        files=tuple(
-            FileEntry(path=f"data/{name}/{file.name}", rows=file.rows, bytes=file.bytes, sha256=file.sha256)
-            for file in written.files
-        ),
     )
 
 
@@ -514,11 +545,15 @@ def _facts(source: SourcePlan) -> dict[str, Any]:
         "revision": source.revision,
         "licence": source.licence,
         "redistributable": source.redistributable,
+        "task": source.task,
+        "accepted": source.accepted,
         "modes": dict(source.modes),
+        "prompts": dict(source.prompts),
+        "generator": source.generator,
     }
 
 
-def _manifest(plan: ReleasePlan, entries: dict[str, SourceEntry]) -> Manifest:
+def _manifest(plan: ReleasePlan, entries: dict[str, SourceEntry], gates: tuple[Gate, ...]) -> Manifest:
     if not any(entry.rows for entry in entries.values()):
         reasons = merge_counts(*(entry.left_out for entry in entries.values()))
         raise ReleaseError(
@@ -532,8 +567,10 @@ def _manifest(plan: ReleasePlan, entries: dict[str, SourceEntry]) -> Manifest:
         sources=entries,
         generator=dict(plan.generator),
         modes=dict(plan.modes),
-        max_samples=plan.max_samples,
+        narrowed=plan.narrowed,
         verdicts={mode: dict(counts) for mode, counts in plan.verdicts.items()},
+        quality={mode: dict(measures) for mode, measures in plan.quality.items()},
+        gates=gates,
     )
 
 
@@ -567,5 +604,5 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+def _counts(values: pa.Array) -> dict[str, int]:
     return {count["values"]: count["counts"] for count in values.value_counts().to_pylist()}

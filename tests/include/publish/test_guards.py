@@ -44,6 +44,8 @@ def manifest(**values: Any) -> Manifest:
         "generator": {"model": "SmolLM3-3B"},
         "modes": dict.fromkeys(MODES, "hash"),
         "verdicts": {},
+        "quality": {},
+        "gates": (),
     }
     return Manifest.model_validate({**fields, **values})
 
@@ -94,7 +96,7 @@ def refused(latest: Manifest | None, uri: str = "/other", force: bool = False, *
     model = fields.pop("model")
     target = LocalTarget(uri, Path("/nowhere"))
     try:
-        check_overwrite(target, latest, Selection.of(fields), model, default="local", force=force)
+        check_overwrite(target, latest, Selection.of(fields).narrowed, model, default="local", force=force)
     except OverwriteError as error:
         return str(error)
     return ""
@@ -121,11 +123,12 @@ def test_a_trial_does_not_take_the_place_of_a_dataset(new: dict[str, Any], messa
 
 def test_a_trial_goes_to_a_target_of_its_own_but_never_to_everybodys() -> None:
     assert refused(None, max_samples=5) == ""
-    assert refused(manifest(max_samples=9), max_samples=5) == ""
-    assert refused(manifest(modes={"sift_s": "hash"}), modes=["sit_ssp"]) == ""
-    assert refused(manifest(max_samples=9)) == ""
+    assert refused(manifest(narrowed="with max_samples=9"), max_samples=5) == ""
+    assert refused(manifest(narrowed="without the modes sift_ssp, sit_ssp"), modes=["sit_ssp"]) == ""
+    assert refused(manifest(narrowed="with max_samples=9")) == ""
     assert "would take the place of the dataset" in refused(None, uri="local", max_samples=5)
     assert refused(manifest(), uri="local") == refused(None, uri="local") == ""
+    assert refused(manifest(generator={})) == refused(manifest(), model=None) == ""  # no model wrote any row
 
 
 def test_both_refusals_are_bad_input_which_no_task_tries_again() -> None:
