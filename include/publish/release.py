@@ -58,6 +58,7 @@ __all__ = [
     "latest_manifest",
     "needs_release",
     "promote",
+    "promoted_releases",
     "prune_releases",
     "unpromoted",
     "verify_release",
@@ -284,7 +285,7 @@ def unpromoted(releases_dir: Path) -> dict[str, Path]:
     latest = (releases_dir / LATEST).resolve().name if (releases_dir / LATEST).exists() else ""
     aside = {path.name.removeprefix(_BUILT): path for path in releases_dir.glob(f"{_BUILT}*")}
     # Promoted by a run that died before it could point `latest` to it.
-    return aside | {path.name: path for path in _promoted(releases_dir) if path.name > latest}
+    return aside | {path.name: path for path in promoted_releases(releases_dir) if path.name > latest}
 
 
 def ask_for_review(release: Path) -> None:
@@ -314,15 +315,15 @@ def prune_releases(releases_dir: Path, keep: int) -> list[str]:
         return []
     with _only_builder(releases_dir):
         latest = (releases_dir / LATEST).resolve()
-        others = [path for path in _promoted(releases_dir) if path.resolve() != latest]
+        others = [path for path in promoted_releases(releases_dir) if path.resolve() != latest]
         removed = sorted(others, key=lambda path: path.name, reverse=True)[keep - 1 :]
         for path in removed:
             _remove(path)
     return [path.name for path in removed]
 
 
-def _promoted(releases_dir: Path) -> list[Path]:
-    """Folders of promoted releases; neither the `latest` link nor what lies aside."""
+def promoted_releases(releases_dir: Path) -> list[Path]:
+    """Return the folders of promoted releases; neither the `latest` link nor what lies aside."""
     found = [manifest.parent for manifest in releases_dir.glob(f"[!.]*/{MANIFEST_NAME}")]
     return [path for path in found if not path.is_symlink()]
 
