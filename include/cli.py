@@ -340,9 +340,12 @@ def _run_tool(name: str, *arguments: str) -> None:
     raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, check=False).returncode)
 
 
-@app.command()
-def bench(name: Annotated[str | None, typer.Argument(help="For example parse; none lists them")] = None) -> None:
-    """Run a benchmark: prints a table and writes .sift/bench/<name>.json."""
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="For example parse; none lists them")] = None,
+) -> None:
+    """Run a benchmark: prints a table and writes .sift/bench/<name>.json; further arguments go to it."""
     found = [file.stem for file in sorted((PROJECT_ROOT / "benchmarks").glob("[!_]*.py"))]
     if name is None:
         console.print("\n".join(found))
@@ -350,7 +353,7 @@ def bench(name: Annotated[str | None, typer.Argument(help="For example parse; no
     if name not in found:
         raise ValueError(f"there is no benchmark {name}; there are {', '.join(found)}")
     _embedded_settings()
-    command = [sys.executable, "-m", f"benchmarks.{name}"]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *context.args]
     raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, check=False).returncode)
 
 

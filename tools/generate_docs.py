@@ -54,7 +54,10 @@ def _fields(recipe: SourceRecipe) -> list[str]:
         for column, label in (recipe.largest_class or {}).items()
     ]
     notes.append(f"A load with more than {recipe.max_reject_share:.0%} unusable rows is refused.")
-    return [*lines, "", " ".join(notes)]
+    if recipe.held_out_speakers:
+        notes.append(f"Releases hold out the speakers {', '.join(recipe.held_out_speakers)}.")
+    cite = ["", f"Cite: {recipe.citation}."] if recipe.citation else []
+    return [*lines, "", " ".join(notes), *cite]
 
 
 def _repository(recipe: SourceRecipe) -> str:

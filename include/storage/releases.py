@@ -100,6 +100,8 @@ def source_contents(warehouse: Warehouse, query: SourceQuery) -> SourceContents 
     """Return what a source's part of a release would hold; None if it has no accepted row."""
     with warehouse.connection() as connection:
         groups = connection.execute(_over_rows("source_contents"), query.params()).fetchall()
+    # Here and not there: with an order, the database would sort all rows to group them.
+    groups.sort(key=lambda group: (group["held_out"], group["mode"], group["mode_hash"] or ""))
     if not groups:
         return None
     rows: dict[str, dict[str, int]] = {}

@@ -9,4 +9,3 @@ select held_out, task, mode, mode_hash,
         as digest_2
 from ({rows}) as accepted
 group by held_out, task, mode, mode_hash
-order by held_out, task, mode, mode_hash

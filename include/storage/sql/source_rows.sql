@@ -3,7 +3,7 @@
 --
 -- The side of a row hangs on its speaker or text alone, hashed without the source, so that the same speaker or text in
 -- two corpora is on the same side of both.
-with speakers as (
+with speakers as materialized (  -- once, not once a row
     select count(distinct speaker) as known
     from staging.samples
     where source = %(source)s and retired_at is null
@@ -13,7 +13,7 @@ samples as not materialized (
         case
             when cardinality(%(held_out_speakers)s::text[]) > 0
                 then coalesce(s.speaker = any(%(held_out_speakers)s::text[]), false)
-            when speakers.known between 1 and %(min_speakers)s - 1 then false
+            when (select known from speakers) between 1 and %(min_speakers)s - 1 then false
             else ('x' || left(md5(coalesce(
                 s.speaker,
                 nullif(regexp_replace(lower(s.text), '[^a-z0-9]+', '', 'g'), ''),
@@ -21,7 +21,6 @@ samples as not materialized (
             )), 7))::bit(28)::integer %% %(held_out_one_in)s = 0
         end as held_out
     from staging.samples s
-    cross join speakers
     where s.source = %(source)s and s.retired_at is null
         and (%(max_samples)s::integer is null or s.sample_id in (
             select sample_id from staging.first_samples(array[%(source)s::text], %(max_samples)s)
