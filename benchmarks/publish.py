@@ -1,9 +1,9 @@
 """Publishing at scale: MB/s of source audio, memory at 1x and 10x, size, a release of little news, and bytes reused.
 
 Eight corpora of generated clips are staged, and responses written straight into the warehouse; then a process like a
-task's calls `merge_and_publish`, with all that belongs to it: reading rows and audio, writing, hashing, reading back,
-opening with `datasets`, flushing to the disk. The corpora were just written, so their audio comes from the page cache
-as far as that is large enough.
+task's calls `merge_release` and `publish_release`, with all that belongs to it: reading rows and audio, writing,
+hashing, reading back, opening with `datasets`, flushing to the disk. The corpora were just written, so their audio
+comes from the page cache as far as that is large enough.
 
 How much of a file content-addressed storage would share with its last version is measured with a chunker like the
 Hub's: a gear hash over the last 64 bytes cuts chunks of 8 to 128 KiB, 64 KiB on average.
@@ -32,7 +32,10 @@ from include.generation.runner import current_mode_hashes, sync_prompts
 from include.ingest import load_group, merge_groups, resolve_revision
 from include.modes import MODES
 from include.publish.manifest import Manifest, read_manifest
-from include.publish.merge import merge_and_publish
+from include.publish.merge import merge_release
+from include.publish.promotion import publish_release
+from include.publish.targets import LOCAL
+from include.publish.targets.local import LocalTarget
 from include.settings import Settings
 from include.sources import RECIPES
 from include.sources.recipe import SourceRecipe
@@ -43,7 +46,14 @@ SOURCES = [recipe for recipe in RECIPES.values() if recipe.task == "sift"]
 CLIP_BYTES = 115_000
 ROW_GROUP_CLIPS = 100
 FILE_CLIPS = 2_000
-PARAMS = {"publish": True, "max_samples": None}
+PARAMS = {
+    "publish": True,
+    "modes": list(MODES),
+    "max_samples": None,
+    "leave_out": [],
+    "review": False,
+    "force": False,
+}
 REACH = {
     "mb_per_s": ">= 200",
     "rss_mib_1x": "<= 1,024",
@@ -119,15 +129,17 @@ def prepare(work: Path, warehouse: Warehouse, settings: Settings, audio_bytes: i
 
 
 def publish(conninfo: str, settings: Settings) -> dict[str, Any]:
-    """What the task `merge_and_publish` does; its seconds, and the peak memory of it and of its children."""
+    """What the tasks `merge` and `publish` do; their seconds, and the peak memory of it and of its children."""
     memory = PeakMemory(without=set())
     memory.start()
     started = time.perf_counter()
-    release = merge_and_publish(Warehouse(conninfo), settings, PARAMS)
-    seconds = time.perf_counter() - started
-    if release is None:
+    warehouse, target = Warehouse(conninfo), LocalTarget(LOCAL, settings.releases_dir)
+    merged = merge_release(warehouse, settings, PARAMS, target)
+    if merged is None:
         raise RuntimeError("nothing was published")
-    return {**release, "seconds": seconds, "rss_mib": memory.stop()}
+    published = publish_release(warehouse, settings, PARAMS, target, merged["release_id"])
+    seconds = time.perf_counter() - started
+    return {**merged, **published, "seconds": seconds, "rss_mib": memory.stop()}
 
 
 def measure(audio_bytes: int, *, news: bool) -> dict[str, float]:

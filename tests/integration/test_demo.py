@@ -111,7 +111,7 @@ def test_a_release_is_published_when_it_is_approved_and_not_before(sift: FrontDo
     assert (state, set(states.values())) == ("success", {"success"})
     assert (folder / "latest").resolve().name == release_id
     verify_release(folder / "latest")
-    listed = sift("releases", COLUMNS="200")
+    listed = sift("releases", COLUMNS="400")
     assert str(folder) in listed and release_id in listed
 
 

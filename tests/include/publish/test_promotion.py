@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from include.publish import promotion
 from include.publish import release as release_module
@@ -49,8 +49,8 @@ def hub() -> Iterator[HubServer]:
 def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the process that opens a built release with `datasets`, and let huggingface_hub out to this machine."""
     monkeypatch.setattr(release_module, "check_opens", lambda path, cache: None)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
-import huggingface_hub
 import pytest
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import _http
 
 from include.publish import release as release_module
 from include.publish.guards import LicenceError, check_licences
@@ -41,8 +41,8 @@ def server() -> Iterator[HubServer]:
 @pytest.fixture(autouse=True)
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let huggingface_hub out, to this machine only, over HTTP; and leave out the process that opens a release."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(release_module, "check_opens", lambda path, cache: None)
 
 
@@ -50,8 +50,8 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up after the first error, here and inside huggingface_hub."""
     monkeypatch.setattr(hub, "TRIES", 1)
-    monkeypatch.setattr(huggingface_hub.utils._http.http_backoff, "__kwdefaults__", {
-        **huggingface_hub.utils._http.http_backoff.__kwdefaults__, "max_retries": 0
+    monkeypatch.setattr(_http.http_backoff, "__kwdefaults__", {
+        **_http.http_backoff.__kwdefaults__, "max_retries": 0
     })  # fmt: skip
 
 
@@ -342,6 +342,6 @@ def test_a_token_that_may_not_write_is_named_and_never_shown(server: HubServer, 
 
 
 def test_offline_is_said_at_once(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(BadInputError, match="cannot be reached while HF_HUB_OFFLINE is set"):
         target_of(server, tmp_path)

@@ -28,8 +28,9 @@ from include.publish.release import Release, build_aside, latest_manifest, promo
 from include.publish.targets import Pushed, s3
 from include.publish.targets.s3 import S3Target
 from include.schema import BadInputError
+from include.settings import PROJECT_ROOT
 from tests.include.publish.clip_corpus import Corpus, World, wav
-from tests.s3_server import S3Server, moto_server, rclone_server
+from tests.s3_server import CREDENTIALS, S3Server, moto_server, rclone_server
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +137,27 @@ def test_datasets_reads_it_through_its_card(
             assert first["audio"]["bytes"] == world.corpora[first["source_dataset"]].clips[0]
 
 
+def test_the_readmes_example_runs(
+    server: S3Server, target: S3Target, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    publish(world, target, "r1")
+    readme = (PROJECT_ROOT / "README.md").read_text()
+    (code,) = [block.split("```")[0] for block in readme.split("```python\n") if block.startswith("import fsspec")]
+    for old, new in {
+        "s3://bucket/prefix": target.uri,
+        "https://s3.example.org": server.endpoint,
+        '"key": "..."': f'"key": "{CREDENTIALS["aws_access_key_id"]}"',
+        '"secret": "..."': f'"secret": "{CREDENTIALS["aws_secret_access_key"]}"',
+    }.items():
+        assert old in code
+        code = code.replace(old, new)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert len(scope["dataset"]["train"]) == 3 * sum(len(corpus.clips) for corpus in world.corpora.values())
+
+
 def test_a_refresh_of_one_source_uploads_that_source_only(server: S3Server, target: S3Target, world: World) -> None:
     publish(world, target, "r1")
     before = latest_manifest(target.staging)
@@ -237,7 +259,6 @@ def push_and_hang(endpoint: str, bucket: str, staging: Path, release_id: str, ev
     import boto3
 
     from include.publish.manifest import read_manifest
-    from tests.s3_server import CREDENTIALS
 
     s3.PART_BYTES = 5 << 20
     client = boto3.client("s3", endpoint_url=endpoint, **CREDENTIALS)

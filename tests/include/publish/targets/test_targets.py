@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from include.publish.targets import Target, open_target
 from include.publish.targets.hub import HubTarget
@@ -19,7 +19,7 @@ from include.settings import Settings
 
 @pytest.fixture
 def opened(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Target]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     settings = make_settings()
 
     def client() -> Any:
