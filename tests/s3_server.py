@@ -138,7 +138,7 @@ class S3Server:
 
 CREDENTIALS = {
     "aws_access_key_id": "key",
-    "aws_secret_access_key": "secret",
+    "aws_secret_access_key": "a-secret-of-a-test",
     "region_name": "us-east-1",
 }
 

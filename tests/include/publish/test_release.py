@@ -358,3 +358,35 @@ def test_a_row_without_a_response_is_never_promoted(world: World) -> None:
     with pytest.raises(ReleaseError, match="1 rows without a response"):
         build(world, "r1")
     assert not (world.releases / "latest").exists()
+
+
+@pytest.mark.usefixtures("unopened")
+def test_the_release_that_latest_names_is_never_removed(world: World) -> None:
+    for number in range(4):
+        build(world, f"r{number}", meld=str(number))
+    (world.releases / "latest").unlink()
+    (world.releases / "latest").symlink_to("r0")  # somebody went back
+    assert release.prune_releases(world.releases, 0) == []
+    assert release.prune_releases(world.releases, 3) == ["r1"]
+    assert release.prune_releases(world.releases, 1) == ["r3", "r2"]
+    assert [path.name for path in release.promoted_releases(world.releases)] == ["r0"]
+    verify_release(world.releases / "latest")
+
+
+@pytest.mark.usefixtures("unopened")
+def test_a_release_lies_aside_until_it_is_promoted(world: World) -> None:
+    build(world, "r1")
+    made = release.build_aside(world.releases, world.plan("r2", meld="other"), world.rows, world.audio)
+    assert latest_name(world) == "r1"
+    assert release.unpromoted(world.releases) == {"r2": made.path}
+    assert {path.name for path in world.releases.glob("[!.]*")} == {"r1", "latest"}
+    release.ask_for_review(made.path)
+    assert release.promote(world.releases, "r2") == release.promote(world.releases, "r2") == world.releases / "r2"
+    assert latest_name(world) == "r2" and release.unpromoted(world.releases) == {}
+    assert set(contents(world.releases / "r2")) == {
+        "README.md",
+        "manifest.json",
+        *(f.path for f in made.manifest.files),
+    }
+    with pytest.raises(ReleaseError, match="release r3 is not in"):
+        release.promote(world.releases, "r3")
