@@ -12,6 +12,7 @@ Memory holds one row group of the corpus and one of each split, whatever the cor
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -537,7 +538,7 @@ class _Shard:
         self._writer.close()
         self._follow()
         self._sink.close()
-        self._hashes.append(self._hashing.submit(self._written.close))
+        self._hashes.append(self._hashing.submit(self._bring_to_disk))
 
     def rename(self, name: str) -> WrittenFile:
         """Give the closed file its name and return its facts, waiting for its hash."""
@@ -560,6 +561,11 @@ class _Shard:
         written = int(self._sink.tell())
         self._hashes.append(self._hashing.submit(self._hash, written - self.size))
         self.size = written
+
+    def _bring_to_disk(self) -> None:
+        """Flush the file while the next one is written, not all of them at the end."""
+        os.fsync(self._written.fileno())
+        self._written.close()
 
     def _hash(self, count: int) -> None:
         while count:
