@@ -126,11 +126,10 @@ class S3Target:
             )
         with nullcontext() if conditional else self._locked(manifest.release_id):
             before, etag = self._pointer()
-            uri = f"{self.uri}/{manifest.release_id}"
             if before == manifest.release_id:
-                files = manifest.files
-                return Pushed(uri, kept_files=len(files), kept_bytes=sum(file.bytes for file in files))
-            pushed = self._send(release, manifest, Pushed(uri), renew=not conditional)
+                kept = [file.bytes for file in manifest.files]
+                return Pushed(f"{self.uri}/{before}", kept_files=len(kept), kept_bytes=sum(kept))
+            pushed = self._send(release, manifest, renew_lock=not conditional)
             self._read_back(release, manifest)
             self._point_to(manifest, etag, conditional)
         return pushed
@@ -156,25 +155,27 @@ class S3Target:
                 self._client.delete_object(Bucket=self._bucket, Key=key)
         return removed
 
-    def _send(self, release: Path, manifest: Manifest, pushed: Pushed, *, renew: bool) -> Pushed:
+    def _send(self, release: Path, manifest: Manifest, *, renew_lock: bool) -> Pushed:
         """Bring all files to the release's prefix, the manifest last; returns what had to be done for it."""
         self._abort_uploads(manifest.release_id)
         before = self.latest()
         known = {file.sha256: f"{before.release_id}/{file.path}" for file in before.files} if before else {}
-        counts = {"sent": [0, 0], "copied": [0, 0], "kept": [0, 0]}
+        sizes: dict[str, list[int]] = {"sent": [], "copied": [], "kept": []}
         for entry in manifest.files:
             file = _File(entry.path, entry.bytes, entry.sha256)
-            how = self._bring(release, manifest.release_id, file, known.get(entry.sha256))
-            counts[how][0] += 1
-            counts[how][1] += entry.bytes
-            if renew:
+            sizes[self._bring(release, manifest.release_id, file, known.get(entry.sha256))].append(entry.bytes)
+            if renew_lock:
                 self._write_lock(manifest.release_id)
         for name in (CARD_NAME, MANIFEST_NAME):
             self._upload(release, manifest.release_id, _described(release, name))
         return Pushed(
-            pushed.uri,
-            None,
-            *(number for how in ("sent", "copied", "kept") for number in counts[how]),
+            f"{self.uri}/{manifest.release_id}",
+            sent_files=len(sizes["sent"]),
+            sent_bytes=sum(sizes["sent"]),
+            copied_files=len(sizes["copied"]),
+            copied_bytes=sum(sizes["copied"]),
+            kept_files=len(sizes["kept"]),
+            kept_bytes=sum(sizes["kept"]),
         )
 
     def _bring(self, release: Path, release_id: str, file: _File, known: str | None) -> str:

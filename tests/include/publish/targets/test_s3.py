@@ -254,6 +254,13 @@ def test_a_short_fault_is_not_even_noticed(
     assert target.latest() == latest_manifest(target.staging)
 
 
+def test_the_server_is_asked_again_as_late_as_it_says(server: S3Server, target: S3Target, world: World) -> None:
+    server.fail_next("PUT", "/data/meld/", 429, Retry_After="2")
+    started = time.monotonic()
+    publish(world, target, "r1")
+    assert time.monotonic() - started >= 2
+
+
 def push_and_hang(endpoint: str, bucket: str, staging: Path, release_id: str, event: str, marker: Path) -> None:
     """Push a release and hang before the n-th request of a kind; runs in a process of its own."""
     import boto3
