@@ -366,9 +366,7 @@ def test_a_release_that_lost_rows_is_not_promoted(world: World) -> None:
     plan = world.plan("r2", meld="other")
     expected = replace(plan.sources["meld"], accepted=12)  # its corpus has the clips of nine rows
     plan = replace(plan, sources={**plan.sources, "meld": expected})
-    with pytest.raises(
-        ReleaseError, match=r"r2 is not promoted; rows.*, meld: 9 \+ 0 \+ 0 \(allowed: 12 acc"
-    ):
+    with pytest.raises(ReleaseError, match=r"r2 is not promoted; rows.*, meld: 9 \+ 0 \+ 0 \(allowed: 12 acc"):
         build_release(world.releases, plan, world.rows, world.audio)
     assert latest_name(world) == "r1" and latest_manifest(world.releases) == first.manifest
     assert not list(world.releases.glob(".building-*"))
