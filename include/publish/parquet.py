@@ -6,7 +6,7 @@ and an index a row. Parquet keeps such a dictionary as one page ahead of the ind
 within `dictionary_pagesize_limit`; beyond it the writer would fall back to writing every row's bytes. Readers give
 plain bytes back.
 
-Memory holds one row group of the corpus and one of each split, whatever the corpus's size.
+Memory holds one row group of the corpus and two of each split, whatever the corpus's size.
 """
 
 from __future__ import annotations
@@ -173,12 +173,14 @@ def write_source(
     with ExitStack() as open_files:
         # Both sides are written in one pass: most row groups of a corpus hold clips of both, and reading them twice
         # would cost half the speed.
-        groups: dict[SplitName, _RowGroupBuilder] = {
-            split: _RowGroupBuilder(
-                open_files.enter_context(_ShardWriter(directory, split, shard_bytes)), row_group_bytes
-            )
+        shards: dict[SplitName, _ShardWriter] = {
+            split: open_files.enter_context(_ShardWriter(directory, split, shard_bytes))
             for split in ("train", "heldout")
         }
+        # A row group is written while the clips of the next one are read. Entered last, so that the last write has
+        # ended before the files are let go.
+        writing = open_files.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="write"))
+        groups = {split: _RowGroupBuilder(writer, row_group_bytes, writing) for split, writer in shards.items()}
         clips = _SourceClips(source, audio)
         for table in rows:
             for run in _runs_of_one_row_group(table):
@@ -373,15 +375,17 @@ class _ClipBuffer:
 
 
 class _RowGroupBuilder:
-    """Collects a split's rows and their distinct clips until a row group is full."""
+    """Collects a split's rows and their distinct clips until a row group is full, then has it written."""
 
-    def __init__(self, shards: _ShardWriter, limit: int) -> None:
+    def __init__(self, shards: _ShardWriter, limit: int, writing: Executor) -> None:
         self._clips_written = 0
         self._rows_by_mode: Counter[str] = Counter()
         self._arrow_bytes = 0
         self._shards = shards
         self._limit = limit
-        self._clips = _ClipBuffer(limit)
+        self._clips, self._clips_in_writing = _ClipBuffer(limit), _ClipBuffer(limit)
+        self._writing = writing
+        self._written: Future[None] | None = None
         self._tables: list[pa.Table] = []
         self._index: list[npt.NDArray[np.int32]] = []  # per table: each row's clip, counted within the row group
         self._last_clip: tuple[str, int, int] | None = None
@@ -424,19 +428,26 @@ class _RowGroupBuilder:
     def finish(self) -> WrittenSplit | None:
         """Write the rest and close the files; None if there was no row."""
         self._flush()
+        self._wait()
         if not self._rows_by_mode:
             return None
         return WrittenSplit(self._shards.finish(), dict(self._rows_by_mode), self._clips_written, self._arrow_bytes)
 
+    def _wait(self) -> None:
+        """Wait until the last row group is written; raise what went wrong with it."""
+        if self._written:
+            self._written.result()
+
     def _flush(self) -> None:
-        """Write what was collected as one row group."""
+        """Have what was collected written as one row group."""
         if not self._tables:
             return
         index = np.concatenate(self._index).astype(np.int32)
         paths = self._clips.paths().take(pa.array(index))
         audio = pa.StructArray.from_arrays([self._clips.take(index), paths], ["bytes", "path"])
         records = build_records(pa.concat_tables(self._tables), audio)
-        self._shards.write(records, self._clips.size)
+        self._wait()
+        self._written = self._writing.submit(self._shards.write, records, self._clips.size)
 
         self._clips_written += self._clips.count
         for modes in modes_or_tasks(records).value_counts().to_pylist():
@@ -444,6 +455,7 @@ class _RowGroupBuilder:
         self._arrow_bytes += int(self._clips.sizes()[index].sum())
         self._arrow_bytes += paths.nbytes + records.drop_columns("audio").nbytes
         self._tables, self._index = [], []
+        self._clips, self._clips_in_writing = self._clips_in_writing, self._clips
         self._clips.clear()
 
 
