@@ -28,6 +28,9 @@ COMPONENTS = {
 WORKER_TITLE = "airflow worker -- LocalExecutor"
 """What LocalExecutor's workers, children of the scheduler, call themselves; each is the supervisor of its task too."""
 
+PASSED_ON = ("AIRFLOW_CONN_LLM_SERVER", "AIRFLOW_CONN_AWS_DEFAULT", "AIRFLOW_CONN_HUB")
+"""Connections of the user's environment that the embedded Airflow gets."""
+
 
 def airflow_command(*arguments: str) -> list[str]:
     """Return the command line of Airflow's CLI in this virtual environment."""
@@ -46,11 +49,9 @@ def airflow_environment(settings: Settings, postgres: PostgresServer, port: int)
     url = f"http://127.0.0.1:{port}"
     metadata = f"postgresql+psycopg2://postgres@/airflow?host={quote(str(postgres.socket_dir), safe='/')}"
     keys = _secret_keys(home / "secrets.json")
-    # The user's own Airflow, if there is one, is not ours to configure ourselves from; that one connection is for us.
+    # The user's own Airflow, if there is one, is not ours to configure ourselves from; these connections are for us.
     inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("AIRFLOW") or name == "AIRFLOW_CONN_LLM_SERVER"
+        name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW") or name in PASSED_ON
     }
     return {
         **inherited,
@@ -251,6 +252,7 @@ def _secret_keys(path: Path) -> dict[str, str]:
 
 
 def _offline(settings: Settings) -> dict[str, str]:
-    """Keep Hub libraries from looking outside when corpora and model both lie here."""
-    inside = not settings.hub.startswith("hf://") and settings.profile == "embedded"
+    """Keep Hub libraries from looking outside when corpora, model and target all lie here."""
+    places = (settings.hub, settings.target)
+    inside = settings.profile == "embedded" and not any(place.startswith("hf://") for place in places)
     return {"HF_HUB_OFFLINE": "1"} if inside else {}

@@ -214,26 +214,43 @@ def shard_lock(warehouse: Warehouse, mode: str, shard: int) -> Iterator[None]:
 
 
 def coverage(
-    warehouse: Warehouse, sources: Sequence[str], modes: Sequence[str], max_attempts: int
+    warehouse: Warehouse,
+    sources: Sequence[str],
+    modes: Sequence[str],
+    max_attempts: int,
+    max_samples: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Count staged, accepted, pending and given-up prompts by source and mode."""
-    params = {"sources": list(sources), "modes": list(modes), "max_attempts": max_attempts}
+    """Count staged, accepted, pending and given-up prompts by source and mode, of at most so many samples a source."""
+    params = {
+        "sources": list(sources),
+        "modes": list(modes),
+        "max_attempts": max_attempts,
+        "max_samples": max_samples,
+    }
     with warehouse.connection() as connection:
         return connection.execute(statement("coverage"), params).fetchall()
 
 
-def count_verdicts(warehouse: Warehouse, sources: Sequence[str]) -> dict[str, dict[str, int]]:
+def count_verdicts(
+    warehouse: Warehouse, sources: Sequence[str], max_samples: int | None = None
+) -> dict[str, dict[str, int]]:
     """Count verdicts on all texts written under the current prompts: mode -> verdict -> texts."""
     return {
         mode: {verdict: sum(by_source.values()) for verdict, by_source in verdicts.items()}
-        for mode, verdicts in verdicts_by_source(warehouse, sources).items()
+        for mode, verdicts in verdicts_by_source(warehouse, sources, max_samples).items()
     }
 
 
-def verdicts_by_source(warehouse: Warehouse, sources: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
-    """Count verdicts on all texts written under the current prompts: mode -> verdict -> source -> texts."""
+def verdicts_by_source(
+    warehouse: Warehouse, sources: Sequence[str], max_samples: int | None = None
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Count verdicts on all texts written under the current prompts: mode -> verdict -> source -> texts.
+
+    With `max_samples` only those on the samples that a run of so many takes.
+    """
+    params = {"sources": list(sources), "max_samples": max_samples}
     with warehouse.connection() as connection:
-        rows = connection.execute(statement("verdicts"), {"sources": list(sources)}).fetchall()
+        rows = connection.execute(statement("verdicts"), params).fetchall()
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for row in rows:
         counts.setdefault(row["mode"], {}).setdefault(row["verdict"], {})[row["source"]] = row["texts"]

@@ -81,5 +81,5 @@ def test_every_statement_is_used_and_binds_its_values() -> None:
         name = file.name.removesuffix(".sql")
         assert f'"{name}"' in code, f"{file.name} is not used"
         assert statement(name)
-        # Only these identifiers are filled in; everything else is bound.
-        assert set(re.findall(r"{(\w+)}", file.read_text())) <= {"partition", "incoming", "column"}
+        # Only these identifiers, and the subquery source_rows.sql, are filled in; everything else is bound.
+        assert set(re.findall(r"{(\w+)}", file.read_text())) <= {"partition", "incoming", "column", "rows"}
