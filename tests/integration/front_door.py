@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,11 @@ class FrontDoor:
         return found
 
     def answer(self, dag: str, run_id: str, task_id: str, option: str) -> dict[str, Any]:
-        """Answer what a task asks, as the web UI does under Required Actions; returns what it asked."""
+        """Answer what a task asks, as the web UI does under Required Actions; returns what it asked.
+
+        Nobody answers within a second, and Airflow would ask again: its scheduler has to hear first that the task waits.
+        """
+        time.sleep(5)
         path = f"/api/v2/dags/{dag}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/-1/hitlDetails"
         state = read_state(self.home)
         assert state
