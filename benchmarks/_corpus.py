@@ -66,7 +66,7 @@ def write_commonvoice(
 
 def write_every_source(hub: Path) -> None:
     """Write the usable rows of each recipe's fixture, with a second of noise as their audio."""
-    clip = _wav_header(32_044) + np.random.default_rng(0).bytes(32_000)
+    clip = wav_header(32_044) + np.random.default_rng(0).bytes(32_000)
     for recipe in RECIPES.values():
         fixture = json.loads((FIXTURES / f"{recipe.name}.json").read_text(encoding="utf-8"))
         rows = []
@@ -97,7 +97,7 @@ def _rows(
 
     paths = pa.array([f"common_voice_en_{number}.wav" for number in range(first, first + count)])
     size = audio_bytes - 44
-    header = _wav_header(audio_bytes)
+    header = wav_header(audio_bytes)
     noise = generator.bytes(count * size)
     clips = [header + noise[at : at + size] for at in range(0, count * size, size)]
     return pa.table(
@@ -118,7 +118,7 @@ def _rows(
     )
 
 
-def _wav_header(audio_bytes: int) -> bytes:
+def wav_header(audio_bytes: int) -> bytes:
     """The 44 bytes before the samples of a WAV file of so many bytes: 16 kHz, 16 bit, mono."""
     size = audio_bytes - 44
     return struct.pack(

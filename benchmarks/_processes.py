@@ -16,15 +16,16 @@ from include.storage.warehouse import Warehouse
 
 
 class PeakMemory(threading.Thread):
-    """Samples the resident memory of this process and its children, without some of them."""
+    """Samples the resident memory of a process (this one, if none is named) and its children, without some of them."""
 
-    def __init__(self, without: set[int]) -> None:
+    def __init__(self, without: set[int], of: int | None = None) -> None:
         super().__init__(daemon=True)
+        self._of = of
         self._without, self._done, self._peak = without, threading.Event(), 0
 
     def run(self) -> None:
         """Sample until `stop`."""
-        me = psutil.Process()
+        me = psutil.Process(self._of)
         while not self._done.wait(0.05):
             total = 0
             for process in (me, *me.children(recursive=True)):

@@ -1,15 +1,18 @@
 """Write what is missing, then publish.
 
 `plan` finds all pending work, whichever source woke the run; `generate` writes it mode by mode on the GPUs, one task
-per shard; `quality_report` shows the verdicts; `merge_and_publish` builds a release aside, reads it back and promotes
-it. A run with nothing pending and nothing to publish skips its tasks at once. One with *Estimate only* ends with
-`estimate`, which says what the work would cost.
+per shard; `quality_report` shows the verdicts. Then `merge` builds a release aside and reads it back, `approve` asks
+somebody when the run is to be reviewed, and `publish` makes it what the target's readers get. A run with nothing
+pending and nothing to publish skips its tasks at once. One with *Estimate only* ends with `estimate`, which says what
+the work would cost.
 """
 
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 
+from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import (
     AssetAny,
     AssetOrTimeSchedule,
@@ -25,8 +28,9 @@ from airflow.sdk import (
 
 from include.modes import MODES
 from include.orchestration.assets import RELEASE, STAGED
-from include.orchestration.connections import llm_server, warehouse
+from include.orchestration.connections import hub_account, llm_server, s3_client, warehouse
 from include.orchestration.defaults import (
+    APPROVE_ARGS,
     DEFAULT_ARGS,
     GENERATE_ARGS,
     START_DATE,
@@ -34,6 +38,7 @@ from include.orchestration.defaults import (
     leave_note,
     owner_links,
     skip,
+    skip_unless_reviewed,
 )
 from include.settings import get_settings
 from include.sources import RECIPES
@@ -59,7 +64,7 @@ PARAMS = {
         examples=list(MODES),
         values_display={mode.name: f"{mode.name}: {mode.title}" for mode in MODES.values()},
         title="Modes",
-        description="Generate these modes only; a release always holds all that is complete",
+        description="Generate these modes only; a release without all of them needs a target of its own",
         section="Narrow the work",
     ),
     "max_samples": Param(
@@ -67,7 +72,7 @@ PARAMS = {
         type=["null", "integer"],
         minimum=1,
         title="Samples per source",
-        description="At most so many samples of each source, the same ones every time; such a run does not publish",
+        description="At most so many samples of each source, the same ones every time; needs a target of its own",
         section="Narrow the work",
     ),
     "estimate": Param(
@@ -77,9 +82,65 @@ PARAMS = {
         description="Answer 200 of the pending prompts, say what all of them would cost, and store nothing of it",
         section="Narrow the work",
     ),
-    "publish": Param(True, type="boolean", title="Publish", description="Publish a release when there is news"),
+    "publish": Param(
+        True,
+        type="boolean",
+        title="Publish",
+        description="Publish a release when there is news",
+        section="Publish",
+    ),
+    "target": Param(
+        get_settings().target,
+        type="string",
+        minLength=1,
+        title="Target",
+        description="local, a folder's absolute path, s3://bucket/prefix or hf://datasets/org/name",
+        section="Publish",
+    ),
+    "private": Param(
+        get_settings().target_private,
+        type="boolean",
+        title="Private",
+        description="A remote target is for members only; a repository that has to be made is made private",
+        section="Publish",
+    ),
+    "leave_out": Param(
+        get_settings().leave_out,
+        type="array",
+        items={"type": "string", "enum": list(RECIPES)},
+        examples=list(RECIPES),
+        title="Leave out",
+        description="Sources that are not published",
+        section="Publish",
+    ),
+    "review": Param(
+        get_settings().review,
+        type="boolean",
+        title="Review",
+        description="Ask for approval before the release is published; no answer in time, no release",
+        section="Publish",
+    ),
+    "force": Param(
+        False,
+        type="boolean",
+        title="Force",
+        description="Let a release of some samples, some modes or another model replace the target's",
+        section="Publish",
+    ),
 }
 ANY_STAGED = AssetAny(*STAGED.values())
+
+
+def _target(params: dict):
+    from include.publish.targets import open_target
+
+    return open_target(
+        params["target"],
+        get_settings(),
+        private=params["private"],
+        s3_client=s3_client,
+        hub_account=hub_account,
+    )
 
 
 def _schedule():
@@ -120,7 +181,8 @@ def generate_and_publish() -> None:
         woken_by = ", ".join(asset.name for asset in triggering_asset_events or {}) or dag_run.run_type.value
         log.info("woken by %s", woken_by)
         leave_note(f"Woken by {woken_by}.")
-        work = plan_run(warehouse(), get_settings(), params)
+        wanted = {**params, "publish": params["publish"] and not params["estimate"]}
+        work = plan_run(warehouse(), get_settings(), wanted, _target(params))
         if work is None:
             skip("nothing is pending and nothing is new: no work")
         return work
@@ -162,15 +224,36 @@ def generate_and_publish() -> None:
         log.info("%s", describe_quality(warehouse(), get_settings(), SOURCES, list(MODES), dag_run.run_id))
         leave_note(summarise_written(warehouse(), dag_run.run_id))
 
-    @task(outlets=[RELEASE])
-    def merge_and_publish(params: dict | None = None) -> dict:
-        from include.publish.merge import merge_and_publish
+    @task_group(tooltip="Build a release aside, have it approved if that is asked for, publish it")
+    def merge_and_publish() -> None:
+        @task
+        def merge(params: dict | None = None) -> dict:
+            from include.publish.merge import merge_release
 
-        release = merge_and_publish(warehouse(), get_settings(), params)
-        if release is None:
-            skip("no new release")
-        leave_note(f"Published {release['release_id']}.")
-        return release
+            release = merge_release(warehouse(), get_settings(), params, _target(params))
+            if release is None:
+                skip("no new release")
+            return release
+
+        approve = ApprovalOperator(
+            task_id="approve",
+            subject="Publish release {{ ti.xcom_pull('merge_and_publish.merge')['release_id'] }}?",
+            body="{{ ti.xcom_pull('merge_and_publish.merge')['summary'] }}",
+            response_timeout=timedelta(hours=get_settings().review_timeout_h),
+            pre_execute=skip_unless_reviewed("merge_and_publish.merge"),
+            **APPROVE_ARGS,
+        )
+
+        @task(outlets=[RELEASE], trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+        def publish(release: dict, params: dict | None = None) -> dict:
+            from include.publish.promotion import publish_release
+
+            published = publish_release(warehouse(), get_settings(), params, _target(params), release["release_id"])
+            leave_note(f"Published {release['release_id']} on {params['target']}.")
+            return published
+
+        merged = merge()
+        chain(merged, approve, publish(merged))
 
     planned = plan()
     groups = [generate_mode(mode, planned) for mode in MODES]

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +22,7 @@ from include.settings import PROJECT_ROOT, Settings, get_settings
 
 if TYPE_CHECKING:
     from include.local.airflow import AirflowApi
+    from include.storage.warehouse import Warehouse
 
 app = typer.Typer(
     help="Turn public speech corpora into one instruction-tuning dataset, driven by Airflow.",
@@ -69,7 +72,8 @@ def demo(
     """Run the main job once: corpora in, dataset out, through a real Airflow."""
     from include.local.demo import run_demo
 
-    os.environ["SIFT_SCHEDULES"] = "false"  # the same at any hour and weekday
+    # The same at any hour and weekday, and with everything on this machine.
+    os.environ |= {"SIFT_SCHEDULES": "false", "SIFT_TARGET": "local", "SIFT_REVIEW": "false"}
     settings = _embedded_settings(hub)
     wanted = [name.strip() for name in sources.split(",") if name.strip()] if sources else None
     run_demo(settings, console, sources=wanted, keep=keep, port=port)
@@ -157,7 +161,8 @@ def trigger(
             if task["state"] == "failed":
                 console.print(f"  failed: {task['task_id']}; see its log in the web UI")
         raise typer.Exit(1)
-    if parameters.get("estimate") and (estimate := api.returned(dag, run_id, "estimate")):
+    if parameters.get("estimate"):
+        estimate = api.returned(dag, run_id, "estimate") or {"text": "Nothing is pending."}
         console.print(estimate["text"], highlight=False, markup=False)
 
 
@@ -236,20 +241,69 @@ def psql(context: typer.Context) -> None:
 
 @app.command()
 def releases() -> None:
-    """List the local releases, newest first."""
-    from include.publish.manifest import read_manifest
+    """List the releases in the local folder, and what was published elsewhere, newest first."""
+    settings = _embedded_settings()
+    local = _local_releases(settings.releases_dir)
+    console.print(local if local.row_count else f"No release in {settings.releases_dir} yet")
+    with _warehouse(settings.home) as warehouse:
+        elsewhere = _published_elsewhere(warehouse) if warehouse else None
+    if elsewhere and elsewhere.row_count:
+        console.print(elsewhere)
 
-    folder = _embedded_settings().releases_dir
-    latest = (folder / "latest").resolve()
-    table = Table("release", "rows", "sources", "model", "")
-    for path in sorted(
-        (path for path in folder.glob("[!.]*/manifest.json") if not path.parent.is_symlink()), reverse=True
-    ):
-        manifest = read_manifest(path.parent)
-        rows = sum(source.rows for source in manifest.sources.values())
-        mark = "latest" if path.parent.resolve() == latest else ""
-        table.add_row(path.parent.name, str(rows), ", ".join(manifest.sources), str(manifest.generator["model"]), mark)
-    console.print(table if table.row_count else f"No release in {folder} yet")
+
+def _local_releases(folder: Path) -> Table:
+    from include.publish.manifest import read_manifest
+    from include.publish.promotion import size
+    from include.publish.release import LATEST, awaits_review, promoted_releases, unpromoted
+
+    latest = (folder / LATEST).resolve()
+    waiting = {
+        path: "awaits approval" if awaits_review(path) else "not promoted" for path in unpromoted(folder).values()
+    }
+    table = Table("release", "made", "rows", "size", "sources", "model", "", title="Local", title_justify="left")
+    manifests = {path: read_manifest(path) for path in {*promoted_releases(folder), *waiting}}
+    for path, manifest in sorted(manifests.items(), key=lambda item: item[1].release_id, reverse=True):
+        table.add_row(
+            manifest.release_id,
+            f"{manifest.created_at:%Y-%m-%d %H:%M}",
+            str(sum(source.rows for source in manifest.sources.values())),
+            size(sum(file.bytes for file in manifest.files)),
+            ", ".join(manifest.sources),
+            str(manifest.generator.get("model", "none")),
+            waiting.get(path, "latest" if path.resolve() == latest else ""),
+        )
+    return table
+
+
+def _published_elsewhere(warehouse: Warehouse) -> Table:
+    from include.publish.promotion import size
+    from include.publish.targets import LOCAL
+    from include.storage.releases import list_releases
+
+    table = Table("target", "release", "made", "rows", "size", "where", title="Elsewhere", title_justify="left")
+    for row in list_releases(warehouse):
+        if row["target"] != LOCAL:
+            made = f"{row['created_at'].astimezone(UTC):%Y-%m-%d %H:%M}"
+            table.add_row(
+                row["target"], row["release_id"], made, str(row["total_rows"]), size(row["bytes"]), row["uri"]
+            )
+    return table
+
+
+@contextmanager
+def _warehouse(home: Path) -> Iterator[Warehouse | None]:
+    """The warehouse; PostgreSQL is started for the time when it is down. None if there is none yet."""
+    from include.local.postgres import running_postgres
+    from include.local.stack import read_state
+    from include.storage.warehouse import Warehouse
+
+    if state := read_state(home):
+        yield Warehouse(state.conninfo)
+    elif (home / "postgres").is_dir():
+        with running_postgres(home / "postgres", home / "logs" / "postgres.log") as server:
+            yield Warehouse(server.conninfo("sift"))
+    else:
+        yield None
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
@@ -289,9 +343,12 @@ def _run_tool(name: str, *arguments: str) -> None:
     raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, check=False).returncode)
 
 
-@app.command()
-def bench(name: Annotated[str | None, typer.Argument(help="For example parse; none lists them")] = None) -> None:
-    """Run a benchmark: prints a table and writes .sift/bench/<name>.json."""
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="For example parse; none lists them")] = None,
+) -> None:
+    """Run a benchmark: prints a table and writes .sift/bench/<name>.json; further arguments go to it."""
     found = [file.stem for file in sorted((PROJECT_ROOT / "benchmarks").glob("[!_]*.py"))]
     if name is None:
         console.print("\n".join(found))
@@ -299,7 +356,7 @@ def bench(name: Annotated[str | None, typer.Argument(help="For example parse; no
     if name not in found:
         raise ValueError(f"there is no benchmark {name}; there are {', '.join(found)}")
     _embedded_settings()
-    command = [sys.executable, "-m", f"benchmarks.{name}"]
+    command = [sys.executable, "-m", f"benchmarks.{name}", *context.args]
     raise typer.Exit(subprocess.run(command, cwd=PROJECT_ROOT, check=False).returncode)
 
 

@@ -9,10 +9,11 @@ from dataclasses import asdict
 from typing import Any
 
 from include.generation import make_engine
-from include.generation.device import device_candidates, lease_device
+from include.generation.device import device_candidates, lease_device, lease_dir
 from include.generation.engine import Engine
 from include.generation.estimate import describe_estimate, estimate_shards
 from include.generation.identity import pinned
+from include.generation.lifetime import bound_to_task
 from include.generation.runner import (
     current_mode_hashes,
     judge_again,
@@ -22,7 +23,8 @@ from include.generation.runner import (
     sync_prompts,
 )
 from include.modes import MODES
-from include.publish.merge import has_news
+from include.publish.merge import check_publishing, has_news
+from include.publish.targets import Target
 from include.schema import LlmServer
 from include.settings import Settings
 from include.sources import RECIPES
@@ -35,12 +37,15 @@ log = logging.getLogger(__name__)
 
 
 def plan_run(
-    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any]
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target
 ) -> dict[str, list[dict[str, Any]]] | None:
     """Find all pending work within a run's Params.
 
     Returns:
         Mode -> its shards with work; None when nothing is pending and nothing waits to be published.
+
+    Raises:
+        BadInputError: If the release that the run would end in must not be published on that target.
     """
     loads = latest_loads(warehouse)
     staged = [name for name, recipe in RECIPES.items() if recipe.task == "sift" and name in loads]
@@ -48,6 +53,8 @@ def plan_run(
     settings = pinned(settings)
     # Prompts are kept in step for all sources and modes: which of them are pending must be known for publishing too.
     hashes = current_mode_hashes(settings, list(MODES))
+    model = next(str(inputs["model"]) for _, inputs in hashes.values())
+    check_publishing(warehouse, settings, params, target, model)
     updated = sync_prompts(warehouse, staged, hashes)
     log.info("%d sources staged, %d prompts new or changed", len(staged), updated)
     # Before work is counted: what a stricter rule rejects now is written again by this very run.
@@ -64,7 +71,7 @@ def plan_run(
     work = plan_shards(warehouse, scope, {mode: hashes[mode] for mode in MODES if mode in params["modes"]})
     for mode, shards in work.items():
         log.info("%s: %d pending in %d shards", mode, sum(shard["pending"] for shard in shards), len(shards))
-    if not any(work.values()) and not has_news(warehouse, settings, params):
+    if not any(work.values()) and not has_news(warehouse, settings, params, target):
         return None
     return {
         mode: [{**shard, "model_revision": settings.model_revision} for shard in work.get(mode, [])] for mode in MODES
@@ -75,7 +82,7 @@ def generate_shard(
     warehouse: Warehouse, settings: Settings, shard: dict[str, Any], run_id: str, *, server: LlmServer | None = None
 ) -> dict[str, Any]:
     """Generate one shard of one mode, on a device of its own or on the server; returns the StepReport as JSON."""
-    with _engine(settings, shard["model_revision"], server) as engine:
+    with _engine_of_task(settings, shard["model_revision"], server) as engine:
         return asdict(run_shard(warehouse, engine, settings, shard, run_id))
 
 
@@ -95,20 +102,22 @@ def estimate_run(
         server: As for `generate_shard`.
 
     Returns:
-        What `estimate_shards` returns, and `text`, the same as a table; `text` alone if nothing is pending.
+        What `estimate_shards` returns, and `text`, the same as a table.
     """
-    first = next((shard for shards in work.values() for shard in shards), None)
-    if first is None:
-        return {"text": "Nothing is pending: a run would only publish."}
-    with _engine(settings, first["model_revision"], server) as engine:
+    first = next(shard for shards in work.values() for shard in shards)
+    with _engine_of_task(settings, first["model_revision"], server) as engine:
         estimate = estimate_shards(warehouse, engine, settings, work)
     return {**estimate, "text": describe_estimate(estimate)}
 
 
 @contextmanager
-def _engine(settings: Settings, model_revision: str, server: LlmServer | None) -> Iterator[Engine]:
-    """The engine at the revision that was planned; on a device of its own, unless it needs none here."""
-    with lease_device(settings.home / "leases") if settings.engine == "transformers" else nullcontext():
+def _engine_of_task(settings: Settings, model_revision: str, server: LlmServer | None) -> Iterator[Engine]:
+    """The engine at the revision that was planned; on a device of its own, unless it needs none here.
+
+    Meanwhile this process dies with its parent and stops on SIGTERM: no engine outlives its task.
+    """
+    lease = lease_device(lease_dir()) if settings.engine == "transformers" else nullcontext()
+    with bound_to_task(), lease:
         yield make_engine(settings.model_copy(update={"model_revision": model_revision}), server)
 
 

@@ -68,6 +68,19 @@ class LlmServer:
     api_key: str | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class HubAccount:
+    """Who pushes to the Hugging Face Hub.
+
+    Attributes:
+        token: Access token that may write. Never shown.
+        endpoint: Base URL of another Hub; None: the public one, or what HF_ENDPOINT says.
+    """
+
+    token: str = field(repr=False)
+    endpoint: str | None = None
+
+
 Task = Literal["sift", "transcribe", "answer"]
 FinishReason = Literal["stop", "sentences", "length"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from psycopg import sql
 # Before anything of ours is imported: no Hub, and no state of the developer's own.
 os.environ["HF_HUB_OFFLINE"] = "1"
 for _name in [name for name in os.environ if name.startswith(("SIFT_", "AIRFLOW"))]:
-    if _name != "SIFT_TEST_MODELS":  # where converted models may be kept between runs
+    if not _name.startswith("SIFT_TEST_"):  # these are for the tests themselves
         del os.environ[_name]
 
 from include.local.postgres import PostgresServer, running_postgres
@@ -26,10 +28,21 @@ from include.storage.warehouse import Warehouse
 
 Settings.model_config["env_file"] = None  # nor the developer's .env
 
+# pytest's usual place is shared by all runs of a user, and each run closes it to other users when it starts. PostgreSQL
+# is another user when we are root: a second run would take the first one's database away.
+TEMP_ROOT = tempfile.mkdtemp(prefix="sift-test-")
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", TEMP_ROOT)
+
 SAMPLES = PROJECT_ROOT / "samples"
 SAMPLED = [name for name, recipe in RECIPES.items() if (SAMPLES / recipe.repository).is_dir()]
 """Sources that the bundled samples hold."""
 SHARED = PROJECT_ROOT.parent / "shared"
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remove what the tests have written, unless somebody will want to look at it."""
+    if exitstatus == pytest.ExitCode.OK:
+        shutil.rmtree(TEMP_ROOT, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +109,14 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
         return Settings(**{"home": tmp_path / "home", "hub": str(SAMPLES), "engine": "fake", **values})
 
     return make
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Show what the kill tests counted, also when they passed."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, value in report.user_properties:
+            if name == "tally" and report.when == "call":
+                terminalreporter.write_line(f"TALLY {value}")
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from include.settings import Settings
 from include.sources import RECIPES
 from include.storage.warehouse import Warehouse
 from tests.conftest import SAMPLED, SAMPLES
+from tests.include.publish.steps import EVERYTHING, default_target
 
-PARAMS = {"sources": SAMPLED, "modes": list(MODES), "max_samples": None, "publish": True}
 FAULTS = {"max_attempts": 2, "fake_faults": "empty:0.2,refusal:0.2"}
 """Settings under which some texts are rejected and some prompts given up."""
 
@@ -25,7 +25,7 @@ def stage(warehouse: Warehouse, source: str, settings: Settings) -> None:
 
 def generate(warehouse: Warehouse, settings: Settings, run_id: str = "run-1") -> None:
     """Write what is pending."""
-    for shards in (plan_run(warehouse, settings, PARAMS) or {}).values():
+    for shards in (plan_run(warehouse, settings, EVERYTHING, default_target(settings)) or {}).values():
         for shard in shards:
             generate_shard(warehouse, settings, shard, run_id)
 

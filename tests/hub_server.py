@@ -1,6 +1,7 @@
 """A stand-in for the Hugging Face Hub on this machine: dataset repositories, their commits, their files by ranges.
 
-It answers what huggingface_hub and datasets ask when they read. Clients find it through HF_ENDPOINT, which they read
+It answers what huggingface_hub and datasets ask when they read, and what publishing asks: repositories, large files
+uploaded beforehand, commits, tags; writing needs the token. Clients find it through HF_ENDPOINT, which they read
 when they are imported: start them in a process of their own, with `HubServer.environment`. As on the real Hub, a
 Parquet file lies in a store of another origin and is redirected to; Xet is never offered, so bytes come over HTTP.
 
@@ -9,6 +10,7 @@ By hand, over a folder in the Hub's layout: `python -m tests.hub_server samples`
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BRANCH = "main"
 CONVERT_PREFIX = "refs/convert/"
+TOKEN = "hf_of_a_test"
+"""What a client must send to write, or to see a private repository."""
+
 MAX_FORM_VALUES = 1_000
 """Values in one posted form; the Hub refuses more (https://github.com/huggingface/huggingface_hub/issues/1503)."""
 _CHUNK = 1 << 16
@@ -160,12 +165,16 @@ class Repository:
 
     Attributes:
         name: "<organisation>/<name>".
+        private: Whether reading needs the token too.
         branches: Branch -> its newest commit; also "refs/convert/parquet".
+        tags: Tag -> its commit.
         commits: All commits by sha.
     """
 
     name: str
+    private: bool = False
     branches: dict[str, Commit] = field(default_factory=dict)
+    tags: dict[str, Commit] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
 
     def commit(
@@ -188,14 +197,14 @@ class Repository:
         return commit
 
     def find(self, revision: str | None) -> Commit:
-        """Find the commit of a branch or sha; None: of main, or of the first branch where there is no main.
+        """Find the commit of a branch, tag or sha; None: of main, or of the first branch where there is no main.
 
         Raises:
             RefusedError: If there is no such revision.
         """
         if revision is None:
             revision = DEFAULT_BRANCH if DEFAULT_BRANCH in self.branches else next(iter(self.branches), DEFAULT_BRANCH)
-        commit = self.branches.get(revision) or self.commits.get(revision)
+        commit = self.branches.get(revision) or self.tags.get(revision) or self.commits.get(revision)
         if commit is None:
             raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
@@ -206,11 +215,12 @@ class SeenRequest:
     """One request and what it got.
 
     Attributes:
-        method: "GET", "HEAD" or "POST".
+        method: "GET", "HEAD", "POST" or "PUT".
         path: Path of the URL, unquoted, without the query.
         range: The Range header, if there was one.
         status: HTTP status of the answer.
         sent: Bytes of the body that were sent.
+        received: Bytes of body that came with the request.
     """
 
     method: str
@@ -218,6 +228,7 @@ class SeenRequest:
     range: str | None
     status: int
     sent: int = 0
+    received: int = 0
 
 
 @dataclass(frozen=True)
@@ -233,6 +244,15 @@ class Request:
     def flag(self, name: str) -> bool:
         """Tell whether the query sets a boolean."""
         return self.query.get(name) == ["true"]
+
+    @property
+    def knows_token(self) -> bool:
+        """Whether it came with the token."""
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def json(self) -> Any:
+        """Return the body."""
+        return json.loads(self.body)
 
 
 @dataclass(frozen=True)
@@ -253,6 +273,7 @@ class _Fault:
     times: int
     status: int = 0
     after_bytes: int = 0
+    retry_after: str = "0"
 
 
 class HubServer:
@@ -272,6 +293,7 @@ class HubServer:
         self.requests: list[SeenRequest] = []
         self._failures: list[_Fault] = []
         self._cuts: list[_Fault] = []
+        self._cut_uploads: list[_Fault] = []
         self._lock = threading.Lock()
         self._servers = [_Server(self), _Server(self)]
         self._threads = [threading.Thread(target=server.serve_forever, args=(0.05,)) for server in self._servers]
@@ -352,14 +374,29 @@ class HubServer:
             self.requests = []
             self._failures.clear()
             self._cuts.clear()
+            self._cut_uploads.clear()
+
+    def uploaded(self) -> dict[str, int]:
+        """Bytes of the large files that arrived, by sha256."""
+        puts = [seen for seen in self.requests if seen.method == "PUT" and seen.status == 200]
+        return {seen.path.rpartition("/")[2]: seen.received for seen in puts}
 
     def bytes_sent(self, suffix: str = ".parquet") -> int:
         """Add up the bodies of the GET requests to paths that end so."""
         return sum(seen.sent for seen in self.requests if seen.method == "GET" and seen.path.endswith(suffix))
 
-    def fail_next(self, status: int = 500, times: int = 1, match: str = "") -> None:
-        """Answer the next requests whose path contains `match` with an error status; 429 asks to come back at once."""
-        self._failures.append(_Fault(match, times, status=status))
+    def fail_next(self, status: int = 500, times: int = 1, match: str = "", retry_after: str = "0") -> None:
+        """Answer the next requests whose path contains `match` with an error status; 429 says when to come back."""
+        self._failures.append(_Fault(match, times, status=status, retry_after=retry_after))
+
+    def cut_upload_next(self, match: str = "", times: int = 1, after_bytes: int = 0) -> None:
+        """Close the connection after so many bytes of the next request bodies that are longer."""
+        self._cut_uploads.append(_Fault(match, times, after_bytes=after_bytes))
+
+    def take_cut_upload(self, path: str, length: int) -> int | None:
+        """Take the number of bytes after which a request must be cut, if it must."""
+        fault = self._take(self._cut_uploads, lambda fault: fault.match in path and fault.after_bytes < length)
+        return fault.after_bytes if fault else None
 
     def cut_next(self, match: str = "", times: int = 1, after_bytes: int = 0) -> None:
         """Close the connection after so many bytes of the next bodies that are longer, where the path contains `match`.
@@ -368,10 +405,10 @@ class HubServer:
         """
         self._cuts.append(_Fault(match, times, after_bytes=after_bytes))
 
-    def take_failure(self, path: str) -> int | None:
-        """Take the status that a request must fail with, if it must."""
+    def take_failure(self, path: str) -> tuple[int, str] | None:
+        """Take the status that a request must fail with, and its Retry-After, if it must."""
         fault = self._take(self._failures, lambda fault: fault.match in path)
-        return fault.status if fault else None
+        return (fault.status, fault.retry_after) if fault else None
 
     def take_cut(self, path: str, length: int) -> int | None:
         """Take the number of bytes after which a body must end, if it must."""
@@ -387,6 +424,8 @@ class HubServer:
         name = str(request.names["repository"])
         if name not in self.repositories:
             raise RefusedError(404, "RepoNotFound", f"Repository not found: {name}")
+        if self.repositories[name].private and not request.knows_token:
+            raise RefusedError(401, "RepoNotFound", f"Repository not found: {name}")
         return self.repositories[name]
 
     def _take(self, faults: list[_Fault], wanted: Callable[[_Fault], bool]) -> _Fault | None:
@@ -414,7 +453,7 @@ def _info(hub: HubServer, request: Request) -> Reply:
             "sha": commit.sha,
             "createdAt": _date(min(commit.created_at for commit in repository.commits.values())),
             "lastModified": _date(commit.created_at),
-            "private": False,
+            "private": repository.private,
             "gated": False,
             "disabled": False,
             "downloads": 0,
@@ -431,6 +470,10 @@ def _references(hub: HubServer, request: Request) -> Reply:
         name = branch.removeprefix(CONVERT_PREFIX)
         kind, reference = ("branches", f"refs/heads/{branch}") if name == branch else ("converts", branch)
         answer[kind].append({"name": name, "ref": reference, "targetCommit": commit.sha})
+    answer["tags"] = [
+        {"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": commit.sha}
+        for tag, commit in hub.repository(request).tags.items()
+    ]
     return _json_reply(answer)
 
 
@@ -480,6 +523,78 @@ def _stored(hub: HubServer, request: Request) -> Reply:
     return _content(blob, request, {"ETag": f'"{blob.sha256}"'})
 
 
+def _create(hub: HubServer, request: Request) -> Reply:
+    asked = request.json()
+    name = f"{asked['organization']}/{asked['name']}"
+    if name in hub.repositories:
+        raise RefusedError(409, None, f"You already created this dataset repo: {name}")
+    hub.commit(name, {".gitattributes": b"*.parquet filter=lfs\n"}, title="initial commit")
+    hub.repositories[name].private = asked.get("private", False) or asked.get("visibility") == "private"
+    return _json_reply({"url": f"{hub.endpoint}/datasets/{name}", "name": name, "id": name})
+
+
+def _validate_card(hub: HubServer, request: Request) -> Reply:
+    return _json_reply({"errors": [], "warnings": []})
+
+
+def _preupload(hub: HubServer, request: Request) -> Reply:
+    there = hub.repository(request).find(request.names["revision"]).files
+    files = []
+    for path in (each["path"] for each in request.json()["files"]):
+        mode = "lfs" if path.endswith(".parquet") else "regular"
+        files.append({"path": path, "uploadMode": mode, "shouldIgnore": False})
+        if blob := there.get(path):
+            files[-1]["oid"] = blob.sha256 or blob.oid
+    return _json_reply({"files": files})
+
+
+def _upload_instructions(hub: HubServer, request: Request) -> Reply:
+    hub.repository(request)
+    objects = [{"oid": each["oid"], "size": each["size"]} for each in request.json()["objects"]]
+    for each in objects:
+        if each["oid"] not in hub.blobs:
+            each["actions"] = {"upload": {"href": f"{hub.store}/upload/{each['oid']}", "header": {}}}
+    return _json_reply({"transfer": "basic", "objects": objects})
+
+
+def _upload(hub: HubServer, request: Request) -> Reply:
+    blob = Blob.of("upload.parquet", request.body)
+    if blob.sha256 != request.names["sha256"]:
+        raise RefusedError(400, None, "the body is not what its name says")
+    hub.blobs[blob.sha256] = blob
+    return _json_reply({})
+
+
+def _commit(hub: HubServer, request: Request) -> Reply:
+    repository = hub.repository(request)
+    lines = [json.loads(line) for line in request.body.splitlines()]
+    header = next(line["value"] for line in lines if line["key"] == "header")
+    if header.get("parentCommit", repository.branches[DEFAULT_BRANCH].sha) != repository.branches[DEFAULT_BRANCH].sha:
+        raise RefusedError(412, None, "A commit has happened since. Please refresh and try again.")
+    files: dict[str, bytes | Path | None] = {}
+    for line in lines:
+        value = line["value"]
+        if line["key"] == "file":
+            files[value["path"]] = base64.b64decode(value["content"])
+        elif line["key"] == "lfsFile":
+            if value["oid"] not in hub.blobs:
+                raise RefusedError(400, None, f"{value['path']} was never uploaded")
+            files[value["path"]] = hub.blobs[value["oid"]].content
+        elif line["key"] == "deletedFile":
+            files[value["path"]] = None
+    sha = hub.commit(repository.name, files, title=header["summary"])
+    return _json_reply({"commitUrl": f"{hub.endpoint}/datasets/{repository.name}/commit/{sha}", "commitOid": sha})
+
+
+def _tag(hub: HubServer, request: Request) -> Reply:
+    repository = hub.repository(request)
+    name = request.json()["tag"]
+    if name in repository.tags:
+        raise RefusedError(409, None, f"Tag reference exists already: {name}")
+    repository.tags[name] = repository.find(request.names["revision"])
+    return _json_reply({})
+
+
 _REPOSITORY = r"datasets/(?P<repository>[^/]+/[^/]+)"
 ROUTES: tuple[tuple[str, str, Callable[[HubServer, Request], Reply]], ...] = (
     ("GET", rf"/api/{_REPOSITORY}", _info),
@@ -490,8 +605,19 @@ ROUTES: tuple[tuple[str, str, Callable[[HubServer, Request], Reply]], ...] = (
     ("POST", rf"/api/{_REPOSITORY}/paths-info/(?P<revision>[^/]+)", _paths_info),
     ("GET", rf"/{_REPOSITORY}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _resolve),
     ("GET", r"/store/(?P<sha256>[0-9a-f]{64})/.+", _stored),
+    ("POST", r"/api/validate-yaml", _validate_card),
+    ("PUT", r"/upload/(?P<sha256>[0-9a-f]{64})", _upload),
 )
 """Method, pattern of the quoted path, and who answers; HEAD is a GET without the body."""
+
+WRITES: tuple[tuple[str, str, Callable[[HubServer, Request], Reply]], ...] = (
+    ("POST", r"/api/repos/create", _create),
+    ("POST", rf"/api/{_REPOSITORY}/preupload/(?P<revision>[^/]+)", _preupload),
+    ("POST", rf"/{_REPOSITORY}\.git/info/lfs/objects/batch", _upload_instructions),
+    ("POST", rf"/api/{_REPOSITORY}/commit/(?P<revision>[^/]+)", _commit),
+    ("POST", rf"/api/{_REPOSITORY}/tag/(?P<revision>[^/]+)", _tag),
+)
+"""The same for what needs the token."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -536,34 +662,43 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         path = unquote(url.path)
         hub = self.server.hub
+        length = int(self.headers.get("Content-Length") or 0)
+        if (left := hub.take_cut_upload(path, length)) is not None:
+            self.rfile.read(left)
+            hub.requests.append(SeenRequest(self.command, path, None, 0, received=left))
+            self.close_connection = True
+            return
+        body = self.rfile.read(length)
         try:
-            status = hub.take_failure(path)
-            if status is not None:
-                raise RefusedError(status, None, "told to fail", {"Retry-After": "0"} if status == 429 else None)
+            if failure := hub.take_failure(path):
+                headers = {"Retry-After": failure[1]} if failure[0] == 429 else None
+                raise RefusedError(failure[0], None, "told to fail", headers)
             reply = self._answer(url.path, parse_qs(url.query), body)
         except RefusedError as error:
             code = {"X-Error-Code": error.code} if error.code else {}
             headers = {**error.headers, **code, "X-Error-Message": str(error).encode("ascii", "replace").decode()}
             reply = _json_reply({"error": str(error)}, error.status, headers)
-        self._send(reply, path)
+        self._send(reply, path, len(body))
 
-    do_GET = do_HEAD = do_POST = _serve  # noqa: N815 - names that http.server looks up
+    do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - names that http.server looks up
 
     def _answer(self, path: str, query: Mapping[str, list[str]], body: bytes) -> Reply:
-        for method, pattern, answer in ROUTES:
+        for method, pattern, answer in (*ROUTES, *WRITES):
             match = re.fullmatch(pattern, path)
             if match and method == self.command.replace("HEAD", "GET"):
                 names = {name: value and unquote(value) for name, value in match.groupdict().items()}
-                return answer(self.server.hub, Request(self.command, names, query, self.headers, body))
+                request = Request(self.command, names, query, self.headers, body)
+                if (method, pattern, answer) in WRITES and not request.knows_token:
+                    raise RefusedError(401, None, "Invalid username or password.")
+                return answer(self.server.hub, request)
         raise RefusedError(404, None, f"{self.command} {path} is not offered here")
 
-    def _send(self, reply: Reply, path: str) -> None:
+    def _send(self, reply: Reply, path: str, received: int) -> None:
         hub = self.server.hub
-        seen = SeenRequest(self.command, path, self.headers.get("Range"), reply.status)
+        seen = SeenRequest(self.command, path, self.headers.get("Range"), reply.status, received=received)
         hub.requests.append(seen)
         self.send_response(reply.status)
         for name, value in {**reply.headers, "Content-Length": str(reply.length)}.items():

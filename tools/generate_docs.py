@@ -54,7 +54,10 @@ def _fields(recipe: SourceRecipe) -> list[str]:
         for column, label in (recipe.largest_class or {}).items()
     ]
     notes.append(f"A load with more than {recipe.max_reject_share:.0%} unusable rows is refused.")
-    return [*lines, "", " ".join(notes)]
+    if recipe.held_out_speakers:
+        notes.append(f"Releases hold out the speakers {', '.join(recipe.held_out_speakers)}.")
+    cite = ["", f"Cite: {recipe.citation}."] if recipe.citation else []
+    return [*lines, "", " ".join(notes), *cite]
 
 
 def _repository(recipe: SourceRecipe) -> str:
@@ -141,7 +144,8 @@ def _parameters(dag: Any) -> list[str]:
     lines = ["| parameter | default | meaning |", "|---|---|---|"]
     for name in dag.params:
         param = dag.params.get_param(name)
-        default = "all" if isinstance(param.value, list) else "empty" if param.value is None else param.value
+        listed = ("all" if param.value else "none") if isinstance(param.value, list) else None
+        default = listed or ("empty" if param.value is None else param.value)
         lines.append(f"| `{name}` | {default} | {param.description} |")
     return [*lines, ""]
 

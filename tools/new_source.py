@@ -114,6 +114,7 @@ RECIPE = SourceRecipe(
     licence="unknown",
     redistributable=False,
     url="{draft.url}",
+    citation="",
     expected_rows={rows:_},
 )
 '''

@@ -24,7 +24,7 @@ def make_engine(settings: Settings, server: LlmServer | None = None) -> Engine:
         case "fake":
             from include.generation.fake import FakeEngine
 
-            return FakeEngine(settings)
+            return FakeEngine(settings, settings.fake_batch_s)
         case "transformers":
             from include.generation.transformers_engine import TransformersEngine
 

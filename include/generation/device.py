@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -150,6 +151,22 @@ def _nvml_used_mib(pynvml: Any, handle: Any) -> int:
     except pynvml.NVMLError:
         used = pynvml.nvmlDeviceGetMemoryInfo(handle).used
     return int(used) >> 20
+
+
+def lease_dir() -> Path:
+    """Return the folder of this user's leases, made if missing.
+
+    It is the machine's own and not in SIFT_HOME: that may be shared by machines, on which devices have equal names, and
+    several homes on one machine share its devices.
+
+    Raises:
+        RuntimeError: If it belongs to somebody else.
+    """
+    folder = Path(tempfile.gettempdir()) / f"sift-leases-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        raise RuntimeError(f"{folder} is not ours, so no GPU can be leased there; remove it")
+    return folder
 
 
 @contextmanager

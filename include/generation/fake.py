@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +71,7 @@ class FakeEngine:
         """Read the faults.
 
         Args:
-            settings: `fake_faults` and `batch_size` count.
+            settings: `fake_faults`, `fake_log` and `batch_size` count.
             seconds_per_batch: How long a batch pretends to take.
 
         Raises:
@@ -77,6 +79,7 @@ class FakeEngine:
         """
         self.batch_size = settings.batch_size
         self.seconds_per_batch = seconds_per_batch
+        self.log_file = settings.fake_log
         self.faults = parse_faults(settings.fake_faults)
 
     def load(self) -> None:
@@ -90,6 +93,8 @@ class FakeEngine:
         """
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
+            if self.log_file:
+                _log_batch(self.log_file, batch)
             if self.seconds_per_batch:
                 time.sleep(self.seconds_per_batch)
             yield [self._answer(prompt) for prompt in batch]
@@ -152,6 +157,16 @@ def parse_faults(setting: str) -> dict[str, float]:
     if any(not 0 <= share <= 1 for share in faults.values()) or sum(faults.values()) > 1:
         raise ValueError(f"SIFT_FAKE_FAULTS: the shares of {setting!r} must lie in [0, 1] and add up to 1 at most")
     return faults
+
+
+def _log_batch(path: str, batch: Sequence[Prompt]) -> None:
+    """Add a line about a batch that begins; in one write, so that neither others nor a kill can cut it."""
+    rows = [[prompt.sample_id, prompt.mode, prompt.attempt] for prompt in batch]
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(file, f"{json.dumps({'pid': os.getpid(), 'rows': rows})}\n".encode())
+    finally:
+        os.close(file)
 
 
 def _plausible_text(prompt: Prompt) -> str:

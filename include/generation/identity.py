@@ -6,6 +6,7 @@ Nothing here imports torch or transformers, so a run can be planned without a GP
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from include.generation.chat_template import template_in
 from include.local.model import ensure_small_model
 from include.settings import EMBEDDED_MODEL, Settings
+
+log = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json")
@@ -60,7 +63,14 @@ def pinned(settings: Settings) -> Settings:
     """Return the settings with the model's revision resolved to its commit, so that it cannot move any more."""
     if settings.engine == "fake" or local_model_dir(settings) is not None:
         return settings
-    return settings.model_copy(update={"model_revision": resolve_revision(settings)})
+    commit = resolve_revision(settings)
+    if commit != settings.model_revision:
+        log.warning(
+            "%s is taken at %s, which is %s now; when it moves, all responses are pending again. SIFT_MODEL_REVISION "
+            "pins it",
+            *(settings.model_name, settings.model_revision, commit),
+        )
+    return settings.model_copy(update={"model_revision": commit})
 
 
 def local_model_dir(settings: Settings) -> Path | None:

@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 MAX_RETRIES = 6
 CONNECT_TIMEOUT_S = 10.0
 # A full queue, or a model that is loaded with the first request, takes minutes.
-ANSWER_TIMEOUT_S = 600.0
-# With requests under way and no answer for so long, the server hangs: more retries would only hide it.
-NO_ANSWER_S = 900.0
+ANSWER_TIMEOUT_S = 480.0
+# With requests under way and no answer for so long, the server hangs: more retries would only hide it. Less than the
+# watchdog's patience (SIFT_STALL_TIMEOUT_S), which ends the task without naming the server.
+NO_ANSWER_S = 540.0
 # Answers are handed on after so many seconds even if they are few, so that a slow server's are stored too.
 HAND_ON_AFTER_S = 10.0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow as pa
 from include.generation.answer import clean_answer
 from include.generation.engine import Engine
 from include.generation.identity import model_hash_inputs
+from include.generation.lifetime import Watchdog, uninterrupted
 from include.modes import MODES
 from include.modes.mode import mode_hash, prompt_hashes
 from include.quality.report import measure
@@ -31,13 +33,14 @@ from include.storage.generation import (
     Progress,
     Scope,
     count_pending,
+    end_run,
     judged_otherwise,
     pending_window,
     register_mode,
     sampled_responses,
-    save_progress,
     shard_lock,
     stale_prompts,
+    start_run,
     store_responses,
     store_verdicts,
     upsert_prompts,
@@ -46,8 +49,12 @@ from include.storage.warehouse import Warehouse
 
 log = logging.getLogger(__name__)
 
-# Prompts in memory at once; engines sort by length within them.
-WINDOW = 8192
+# Prompts in memory at once, some 100 MB. Engines sort by length within them; a GPU runs half empty at the end of each.
+WINDOW = 32_768
+# The task's log has a line about progress as often as this.
+LOG_EVERY_S = 15.0
+# Tokens a second and the time left are of this last stretch.
+RECENT_S = 60.0
 # Accepted responses of a mode that its measures look at.
 QUALITY_SAMPLE = 5000
 
@@ -142,12 +149,16 @@ def plan_shards(
 def run_shard(
     warehouse: Warehouse, engine: Engine, settings: Settings, shard: dict[str, Any], run_id: str
 ) -> StepReport:
-    """Generate all that is pending in one shard of one mode.
+    """Generate all that is pending in one shard of one mode; call it in the main thread, for it holds signals back.
+
+    However it ends, batches that were stored stay, and `generation.runs` says how: "done", "failed" by an error,
+    "stopped" by SIGTERM (as SystemExit) or Ctrl-C, "stalled" when nothing came for `stall_timeout_s`, which ends the
+    process. Only a kill leaves the row as it was.
 
     Args:
         warehouse: Where prompts come from and responses go.
         engine: Loaded here, once there is work.
-        settings: For the run seed and the number of attempts.
+        settings: For the run seed, the number of attempts and the patience with the engine.
         shard: One entry of `plan_shards`.
         run_id: Identity of the run, for `generation.runs`.
 
@@ -166,22 +177,33 @@ def run_shard(
         shards=shard["shards"],
     )
     report = StepReport(f"generate {mode}, shard {shard['shard'] + 1} of {shard['shards']}")
-    progress = Progress(run_id=run_id, mode=mode, shard=shard["shard"], shards=shard["shards"])
     with shard_lock(warehouse, mode, shard["shard"]):
-        progress.total = count_pending(warehouse, scope, [mode]).get(mode, {}).get(shard["shard"], 0)
-        save_progress(warehouse, progress)
+        pending = count_pending(warehouse, scope, [mode]).get(mode, {}).get(shard["shard"], 0)
+        progress = start_run(
+            warehouse,
+            run_id=run_id,
+            mode=mode,
+            shard=shard["shard"],
+            shards=shard["shards"],
+            status="loading model",
+            pending=pending,
+        )
+        log.info("%s: %d to do, %d done by earlier attempts", report.step, pending, progress.done)
+        status = "failed"
         try:
-            if progress.total:
-                engine.load()
-                progress = replace(progress, status="running", device=engine.device)
-                _generate(warehouse, engine, settings, scope, mode, hash_of_mode, progress, report)
-            progress.status = "done"
-        except BaseException:
-            progress.status = "failed"
+            if pending:
+                with Watchdog(lambda: end_run(warehouse, progress, "stalled")) as watchdog:
+                    watchdog.expect("model loaded", settings.load_timeout_s)
+                    engine.load()
+                    progress = replace(progress, status="running", device=engine.device)
+                    _generate(warehouse, engine, settings, scope, mode, hash_of_mode, progress, report, watchdog)
+            status = "done"
+        except (KeyboardInterrupt, SystemExit):
+            status = "stopped"
             raise
         finally:
-            progress.eta_s = None
-            save_progress(warehouse, progress)
+            with uninterrupted():
+                end_run(warehouse, progress, status)
     return report.check()
 
 
@@ -200,9 +222,12 @@ def _generate(
     hash_of_mode: str,
     progress: Progress,
     report: StepReport,
+    watchdog: Watchdog,
 ) -> None:
-    started = time.monotonic()
+    pace, rejected_before = _Pace(), progress.rejected
+    logged = time.monotonic()
     rules_version = rules_identity(settings.rule_severities)
+    watchdog.expect("row finished", settings.stall_timeout_s)
     while len(window := pending_window(warehouse, scope, mode, hash_of_mode, WINDOW)):
         prompts = build_prompts(window, settings, mode, hash_of_mode)
         clips = {row["sample_id"]: row for row in window.to_pylist()}
@@ -213,19 +238,57 @@ def _generate(
                 answer = as_answer(mode, text, response.finish_reason, clips[response.prompt.sample_id])
                 verdict = judge(answer, settings.rule_severities)
                 judged.append(JudgedResponse(response, text, verdict, engine.name, rules_version))
-            store_responses(warehouse, judged)
-            _count(judged, scope, progress, report, time.monotonic() - started)
-            save_progress(warehouse, progress)
-            log.info(
-                "%s: %d of %d done, %d accepted, %d rejected texts, %.0f tokens/s, %.0f s left",
-                report.step,
-                progress.accepted + progress.given_up,
-                progress.total,
-                progress.accepted,
-                progress.rejected,
-                progress.tokens_per_s or 0,
-                progress.eta_s or 0,
-            )
+            with uninterrupted():
+                _count(judged, scope, progress, report, pace)
+                store_responses(warehouse, judged, progress)
+            watchdog.expect("row finished", settings.stall_timeout_s)
+            if time.monotonic() - logged > LOG_EVERY_S:
+                logged = time.monotonic()
+                _log_progress(report.step, progress)
+    report.details = {"tokens_per_s": round(pace.average, 1), "rejected_texts": progress.rejected - rejected_before}
+    _log_progress(report.step, progress)
+
+
+class _Pace:
+    """How fast a shard comes on: response tokens and rows dealt with, since `RECENT_S` and since the beginning."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._marks = deque([(self._began, 0, 0)])  # moment, tokens, rows
+
+    def add(self, tokens: int, rows: int) -> None:
+        """Count what a batch brought."""
+        now = time.monotonic()
+        _, all_tokens, all_rows = self._marks[-1]
+        self._marks.append((now, all_tokens + tokens, all_rows + rows))
+        while len(self._marks) > 2 and self._marks[1][0] < now - RECENT_S:  # one mark before stays, to measure from
+            self._marks.popleft()
+
+    @property
+    def recent(self) -> tuple[float, float]:
+        """Tokens a second and rows a second, lately."""
+        (since, tokens, rows), (now, all_tokens, all_rows) = self._marks[0], self._marks[-1]
+        seconds = max(now - since, 1e-9)
+        return (all_tokens - tokens) / seconds, (all_rows - rows) / seconds
+
+    @property
+    def average(self) -> float:
+        """Tokens a second since the beginning."""
+        now, tokens, _ = self._marks[-1]
+        return tokens / max(now - self._began, 1e-9)
+
+
+def _log_progress(step: str, progress: Progress) -> None:
+    log.info(
+        "%s: %d of %d done, %d accepted, %d rejected texts, %.0f tokens/s over the last minute, %s",
+        step,
+        progress.done,
+        progress.total,
+        progress.accepted,
+        progress.rejected,
+        progress.tokens_per_s or 0,
+        "time left unknown" if progress.eta_s is None else f"{progress.eta_s:.0f} s left",
+    )
 
 
 def build_prompts(window: pa.Table, settings: Settings, mode: str, hash_of_mode: str) -> list[Prompt]:
@@ -263,10 +326,9 @@ def as_answer(mode: str, text: str, finish_reason: str, clip: Mapping[str, Any])
     return Answer(mode, text, finish_reason, clip["text"], labels, MODES[mode].system_prompt)
 
 
-def _count(
-    judged: Sequence[JudgedResponse], scope: Scope, progress: Progress, report: StepReport, seconds: float
-) -> None:
-    """Add a stored batch to the progress and the report."""
+def _count(judged: Sequence[JudgedResponse], scope: Scope, progress: Progress, report: StepReport, pace: _Pace) -> None:
+    """Add a batch to the progress and the report."""
+    tokens, done = progress.response_tokens, progress.done
     for row in judged:
         progress.response_tokens += row.response.response_tokens
         if row.verdict == "accepted":
@@ -280,7 +342,6 @@ def _count(
             report.read += 1
             reason = f"given up: {row.verdict}"
             report.skipped[reason] = report.skipped.get(reason, 0) + 1
-    done = progress.accepted + progress.given_up
-    progress.tokens_per_s = progress.response_tokens / max(seconds, 1e-9)
-    progress.eta_s = (progress.total - done) * seconds / done if done else None
-    report.details = {"tokens_per_s": round(progress.tokens_per_s, 1), "rejected_texts": progress.rejected}
+    pace.add(progress.response_tokens - tokens, progress.done - done)
+    progress.tokens_per_s, rows_per_s = pace.recent
+    progress.eta_s = max(0, progress.total - progress.done) / rows_per_s if rows_per_s else None

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import psycopg
 
 from include.local.postgres import PostgresServer
 from include.settings import PROJECT_ROOT, Settings
@@ -24,6 +25,11 @@ COMPONENTS = {
     "dag-processor": ("dag-processor",),
 }
 """Airflow's processes; no triggerer, because nothing here defers."""
+WORKER_TITLE = "airflow worker -- LocalExecutor"
+"""What LocalExecutor's workers, children of the scheduler, call themselves; each is the supervisor of its task too."""
+
+PASSED_ON = ("AIRFLOW_CONN_LLM_SERVER", "AIRFLOW_CONN_AWS_DEFAULT", "AIRFLOW_CONN_HUB")
+"""Connections of the user's environment that the embedded Airflow gets."""
 
 
 def airflow_command(*arguments: str) -> list[str]:
@@ -43,11 +49,9 @@ def airflow_environment(settings: Settings, postgres: PostgresServer, port: int)
     url = f"http://127.0.0.1:{port}"
     metadata = f"postgresql+psycopg2://postgres@/airflow?host={quote(str(postgres.socket_dir), safe='/')}"
     keys = _secret_keys(home / "secrets.json")
-    # The user's own Airflow, if there is one, is not ours to configure ourselves from; that one connection is for us.
+    # The user's own Airflow, if there is one, is not ours to configure ourselves from; these connections are for us.
     inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("AIRFLOW") or name == "AIRFLOW_CONN_LLM_SERVER"
+        name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW") or name in PASSED_ON
     }
     return {
         **inherited,
@@ -81,6 +85,20 @@ def airflow_environment(settings: Settings, postgres: PostgresServer, port: int)
         "HF_HOME": os.environ.get("HF_HOME", str(settings.home / "cache" / "huggingface")),
         **_offline(settings),
     }
+
+
+def end_scheduler_jobs(postgres: PostgresServer) -> None:
+    """Record that the schedulers of this stack are dead, before another one starts.
+
+    Airflow believes a scheduler that was killed to be alive for 30 s more. One that starts within that time leaves the
+    tasks of the dead one as they are, "running" in no process, until it looks again after five minutes. We know
+    better, for we started it; and what ran under it was killed with it.
+
+    Source:
+        `SchedulerJobRunner.adopt_or_reset_orphaned_tasks` of Airflow 3.3 does the same once the 30 s have passed.
+    """
+    with psycopg.connect(postgres.conninfo("airflow"), autocommit=True) as connection:
+        connection.execute("update job set state = 'failed' where job_type = 'SchedulerJob' and state = 'running'")
 
 
 class AirflowApi:
@@ -234,6 +252,7 @@ def _secret_keys(path: Path) -> dict[str, str]:
 
 
 def _offline(settings: Settings) -> dict[str, str]:
-    """Keep Hub libraries from looking outside when corpora and model both lie here."""
-    inside = not settings.hub.startswith("hf://") and settings.profile == "embedded"
+    """Keep Hub libraries from looking outside when corpora, model and target all lie here."""
+    places = (settings.hub, settings.target)
+    inside = settings.profile == "embedded" and not any(place.startswith("hf://") for place in places)
     return {"HF_HUB_OFFLINE": "1"} if inside else {}

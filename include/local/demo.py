@@ -208,12 +208,11 @@ def _screen(watch: _Watch) -> RenderableType:
         runs.add_row(dag_id, _coloured(run["state"]), _task_line(watch.tasks.get((dag_id, run["dag_run_id"]), [])))
     modes = Table("mode", "", "done", "accepted", "tokens/s", "left", "device", box=None, pad_edge=False)
     for row in watch.progress:
-        done = row["accepted"] + row["given_up"]
         left = f"{row['eta_s']:.0f} s" if row["eta_s"] is not None else row["status"]
         speed = f"{row['tokens_per_s']:.0f}" if row["tokens_per_s"] else ""
-        bar = ProgressBar(total=max(row["total"], 1), completed=done, width=30)
+        bar = ProgressBar(total=max(row["total"], 1), completed=row["done"], width=30)
         modes.add_row(
-            row["mode"], bar, f"{done} of {row['total']}", str(row["accepted"]), speed, left, row["device"] or ""
+            row["mode"], bar, f"{row['done']} of {row['total']}", str(row["accepted"]), speed, left, row["device"] or ""
         )
     return Group(runs, Text(), modes) if watch.progress else runs
 
@@ -234,9 +233,8 @@ def _print_changes(console: Console, watch: _Watch, lines: dict[tuple[str, str],
     """Without a terminal: one line whenever a run or a shard has come further."""
     now = {key: run["state"] for key, run in watch.runs.items()}
     for row in watch.progress:
-        done = row["accepted"] + row["given_up"]
         speed = f", {row['tokens_per_s']:.0f} tokens/s" if row["tokens_per_s"] else ""
-        now[row["run_id"], row["mode"]] = f"{done} of {row['total']} done, {row['status']}{speed}"
+        now[row["run_id"], row["mode"]] = f"{row['done']} of {row['total']} done, {row['status']}{speed}"
     for key, line in now.items():
         if lines.get(key) != line:
             console.print(

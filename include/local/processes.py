@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 
 
 def start_process(
@@ -67,14 +68,21 @@ def stop_process(process: subprocess.Popen[bytes], first: signal.Signals, patien
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _dies_with_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
-    if sys.platform != "linux":
-        return None
+def set_death_signal(number: int) -> None:
+    """Ask the kernel to send this process a signal when the thread that started it ends.
+
+    Args:
+        number: The signal; 0 for none. Nothing happens where there is no such wish (outside Linux).
+    """
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+
+
+def _dies_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
     parent = os.getpid()
-    libc = ctypes.CDLL(None, use_errno=True)
 
     def arrange() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, death_signal)
+        set_death_signal(death_signal)
         if os.getppid() != parent:  # it died before we asked
             os.kill(os.getpid(), death_signal)
 

@@ -25,8 +25,16 @@ from types import FrameType
 from typing import IO
 
 import psutil
+import psycopg
 
-from include.local.airflow import COMPONENTS, AirflowApi, airflow_command, airflow_environment
+from include.local.airflow import (
+    COMPONENTS,
+    WORKER_TITLE,
+    AirflowApi,
+    airflow_command,
+    airflow_environment,
+    end_scheduler_jobs,
+)
 from include.local.postgres import PostgresServer, start_postgres
 from include.local.processes import start_process, stop_process
 from include.settings import PROJECT_ROOT, Settings, get_settings
@@ -36,8 +44,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8080
 START_TIMEOUT_S = 240
-# A part that ends more often than this within ten minutes does not get better by being started again.
-MOST_RESTARTS = 5
+# A part that ends more often than `settings.most_restarts` within it does not get better by being started again.
 RESTART_WINDOW_S = 600
 # Every process of the stack carries this in its environment, so that none can hide from `stop`.
 STACK_MARK = "SIFT_STACK"
@@ -166,6 +173,7 @@ class Supervisor:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._env: dict[str, str] = {}
         self._restarts: dict[str, list[float]] = {}
+        self._workers: set[psutil.Process] = set()
         self._stopping = False
 
     def run(self) -> None:
@@ -238,6 +246,13 @@ class Supervisor:
         self._postgres.set_database_comment("airflow", wanted)
 
     def _start_component(self, name: str) -> None:
+        if name == "scheduler":
+            assert self._postgres is not None
+            self._workers = set()
+            try:
+                end_scheduler_jobs(self._postgres)
+            except psycopg.OperationalError as error:  # it is restarting; then Airflow finds out by itself
+                log.warning("tasks of an earlier scheduler may stay as they are for five minutes: %s", error)
         command = airflow_command(*COMPONENTS[name])
         self._processes[name] = start_process(command, self._logs / f"{name}.log", env=self._env)
 
@@ -247,6 +262,9 @@ class Supervisor:
             log.warning("PostgreSQL ended (%s); starting it again", self._postgres.process.returncode)
             self._count_restart("PostgreSQL")
             self._postgres = start_postgres(self._home / "postgres", self._logs / "postgres.log")
+        if self._lost_worker():
+            log.warning("a worker of the scheduler was killed; the scheduler is stopped, to start anew")
+            stop_process(self._processes["scheduler"], signal.SIGKILL)
         for name, process in self._processes.items():
             if process.poll() is not None:
                 log.warning("%s ended (%s); starting it again", name, process.returncode)
@@ -255,11 +273,31 @@ class Supervisor:
                 stop_process(process, signal.SIGTERM)
                 self._start_component(name)
 
+    def _lost_worker(self) -> bool:
+        """Whether one of LocalExecutor's workers ended, which they only do when they are killed.
+
+        Airflow would hear of it when the worker's task has sent no heartbeat for five minutes. And of a worker that
+        waited for work it would never hear: that holds the lock of their common queue, and takes it along, so that no
+        task starts again.
+        """
+        scheduler = self._processes["scheduler"]
+        if scheduler.poll() is not None:
+            return False  # then its workers do not count
+        workers = set()
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(scheduler.pid).children():
+                with suppress(psutil.Error):
+                    if " ".join(child.cmdline()).startswith(WORKER_TITLE):
+                        workers.add(child)
+        lost = bool(self._workers - workers)
+        self._workers = workers
+        return lost
+
     def _count_restart(self, name: str) -> None:
         now = time.monotonic()
         recent = [at for at in self._restarts.get(name, []) if now - at < RESTART_WINDOW_S]
         self._restarts[name] = [*recent, now]
-        if len(recent) >= MOST_RESTARTS:
+        if len(recent) >= self._settings.most_restarts:
             raise StackError(f"{name} keeps ending; see {self._logs}")
 
     def _stop(self) -> None:

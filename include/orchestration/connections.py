@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from airflow.sdk import Connection
 from airflow.sdk.exceptions import AirflowNotFoundException
 from psycopg.conninfo import make_conninfo
 
-from include.schema import BadInputError, LlmServer
+from include.schema import BadInputError, HubAccount, LlmServer
 from include.storage.warehouse import Warehouse
 
 WAREHOUSE_CONN_ID = "warehouse"
 LLM_SERVER_CONN_ID = "llm_server"
+AWS_CONN_ID = "aws_default"
+HUB_CONN_ID = "hub"
 
 
 def warehouse() -> Warehouse:
@@ -67,3 +70,35 @@ def llm_server() -> LlmServer:
     path = url.path.strip("/") or ("" if schema in protocols else schema) or "v1"
     key = connection.password or (unquote(url.password) if url.password else None)
     return LlmServer(f"{url.scheme}://{netloc}/{path}", key)
+
+
+def s3_client() -> Any:
+    """Return a boto3 client for S3 with the credentials of the connection `aws_default` (type aws).
+
+    All that Airflow's own S3 tasks understand is understood here: keys, roles, profiles, `endpoint_url`, `region_name`,
+    `config_kwargs`; without the connection, what boto3 finds by itself, such as a machine's role.
+    """
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    from botocore.config import Config
+
+    patient = Config(retries={"mode": "standard", "total_max_attempts": 8}, connect_timeout=20, read_timeout=120)
+    configured = S3Hook(AWS_CONN_ID).conn_config.botocore_config
+    return S3Hook(AWS_CONN_ID, config=patient.merge(configured) if configured else patient).get_conn()
+
+
+def hub_account() -> HubAccount:
+    """Return the account of the connection `hub`: the password is the token, the host another Hub's URL.
+
+    Raises:
+        BadInputError: If there is no such connection, or it has no password.
+    """
+    try:
+        connection = Connection.get(HUB_CONN_ID)
+    except AirflowNotFoundException:
+        connection = None
+    if connection is None or not connection.password:
+        raise BadInputError(
+            f"a target on the Hub needs the Airflow connection {HUB_CONN_ID} with a token that may write: set "
+            'AIRFLOW_CONN_HUB=\'{"conn_type": "http", "password": "the token"}\''
+        )
+    return HubAccount(connection.password, connection.host or None)

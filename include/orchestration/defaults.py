@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
@@ -45,6 +45,29 @@ DEFAULT_ARGS: dict[str, Any] = {
 
 # A generating task may die with its GPU; what it had stored is not lost, so it may try often.
 GENERATE_ARGS: dict[str, Any] = {"pool": GPU_POOL, "queue": GPU_QUEUE, "retries": 5}
+
+# A question that nobody answered in time is not asked again by the same run.
+APPROVE_ARGS: dict[str, Any] = {
+    "retry_policy": ExceptionRetryPolicy(
+        rules=[
+            RetryRule(
+                exception="airflow.providers.standard.exceptions.HITLTimeoutError",
+                action=RetryAction.FAIL,
+                reason="nobody approved in time; the release is kept aside for a later run",
+            )
+        ]
+    )
+}
+
+
+def skip_unless_reviewed(merge_task_id: str) -> Callable[[Mapping[str, Any]], None]:
+    """Return what an approving task does first: skip itself, unless the release that was merged needs approval."""
+
+    def check(context: Mapping[str, Any]) -> None:
+        if not context["ti"].xcom_pull(task_ids=merge_task_id)["review"]:
+            skip("this run is not reviewed")
+
+    return check
 
 
 def owner_links() -> dict[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from include.modes import MODES
-from include.publish.manifest import Manifest, SourceEntry
+from include.publish.manifest import Manifest, SplitEntry
 from include.publish.record import card_features
 from include.schema import LABEL_COLUMNS
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from include.publish.release import ReleasePlan
 
 CARD_NAME = "README.md"
-CONFIG = "default"
+DEFAULT, OMNI = "default", "omni"
+"""Configurations: a split per SIFT source, and one training split over all sources."""
+
 PRODUCTION_MODEL = "SmolLM3-3B"
 """The drop-in contract's generator: the same frozen model that the speech model is built on."""
 
@@ -55,59 +57,109 @@ def build_card(plan: ReleasePlan, manifest: Manifest) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["count"] = lambda number: f"{number:,}"
+    splits = config_splits(manifest, list(plan.sources))
     names = [name for name in plan.sources if manifest.sources[name].files]
+    config, example = next((config, next(iter(found))) for config, found in splits.items())
     return environment.get_template("card.md.j2").render(
-        front_matter=_Literal(_front_matter(names, manifest)),
+        front_matter=_Literal(_front_matter(splits)),
         manifest=manifest,
         plan=plan,
+        splits=splits,
+        counts=list(_counts(plan, manifest)),
         modes=list(manifest.modes),
         purposes={name: MODES[name].purpose for name in manifest.modes if name in MODES},
         generator=list(_flat(manifest.generator)),
         production_model=PRODUCTION_MODEL,
-        is_demonstration=not str(manifest.generator.get("model", "")).endswith(PRODUCTION_MODEL),
+        is_demonstration=bool(manifest.generator)
+        and not str(manifest.generator.get("model", "")).endswith(PRODUCTION_MODEL),
         labels=[table for name in LABEL_COLUMNS if (table := _label_table(name, plan.labels, names))],
         verdicts=sorted({verdict for counts in manifest.verdicts.values() for verdict in counts}),
+        measures=list(dict.fromkeys(measure for found in manifest.quality.values() for measure in found)),
+        held_out=any("heldout" in source.splits for source in manifest.sources.values()),
         folder=_Literal(manifest.release_id),
-        example=_Literal(names[0]),
+        config=_Literal(config),
+        example=_Literal(example),
     )
 
 
-def _front_matter(names: list[str], manifest: Manifest) -> str:
+def config_splits(manifest: Manifest, order: Sequence[str] | None = None) -> dict[str, dict[str, list[SplitEntry]]]:
+    """Say which splits the configurations have: only those that have a file, as a pattern without one breaks them all.
+
+    Args:
+        manifest: Of the release.
+        order: Sources in the order of the splits; None takes the manifest's.
+
+    Returns:
+        Configuration -> its split -> the parts of sources that it is made of.
+    """
+    sources = {name: manifest.sources[name] for name in order or manifest.sources}
+    default = {
+        split: [source.splits[side]]
+        for side, suffix in (("train", ""), ("heldout", "_heldout"))
+        for name, source in sources.items()
+        if source.task == "sift" and side in source.splits and (split := f"{name}{suffix}")
+    }
+    omni = {
+        split: parts
+        for split, side in (("train", "train"), ("validation", "heldout"))
+        if (parts := [source.splits[side] for source in sources.values() if side in source.splits])
+    }
+    return {config: splits for config, splits in ((DEFAULT, default), (OMNI, omni)) if splits}
+
+
+def _front_matter(configs: Mapping[str, Mapping[str, list[SplitEntry]]]) -> str:
     """The card's YAML: what `datasets` needs to open the release without guessing."""
     from huggingface_hub import DatasetCardData
 
-    sources = {name: manifest.sources[name] for name in names}
-    splits = [
-        {"name": name, "num_bytes": source.arrow_bytes, "num_examples": source.rows} for name, source in sources.items()
-    ]
     data = DatasetCardData(
         pretty_name="SIFT audio",
         language="en",
         license="other",
         license_name="per-source",
-        task_categories=["audio-text-to-text"],
+        task_categories=["audio-text-to-text", "automatic-speech-recognition"],
         tags=["speech", "sift", "paralinguistics"],
-        # A pattern without a file breaks the whole configuration, hence only sources that have one.
         configs=[
             {
-                "config_name": CONFIG,
-                "default": True,
-                "data_files": [{"split": name, "path": f"data/{name}/train-*.parquet"} for name in names],
+                "config_name": config,
+                **({"default": True} if config == next(iter(configs)) else {}),
+                "data_files": [{"split": split, "path": _pattern(config, parts)} for split, parts in splits.items()],
             }
+            for config, splits in configs.items()
         ],
-        dataset_info={
-            "config_name": CONFIG,
-            "features": card_features(),
-            "splits": splits,
-            "download_size": sum(_file_bytes(source) for source in sources.values()),
-            "dataset_size": sum(source.arrow_bytes for source in sources.values()),
-        },
+        dataset_info=[
+            {
+                "config_name": config,
+                "features": card_features(),
+                "splits": [
+                    {
+                        "name": split,
+                        "num_bytes": sum(part.arrow_bytes for part in parts),
+                        "num_examples": sum(part.rows for part in parts),
+                    }
+                    for split, parts in splits.items()
+                ],
+                "download_size": sum(file.bytes for parts in splits.values() for part in parts for file in part.files),
+                "dataset_size": sum(part.arrow_bytes for parts in splits.values() for part in parts),
+            }
+            for config, splits in configs.items()
+        ],
     )
     return data.to_yaml().strip()
 
 
-def _file_bytes(source: SourceEntry) -> int:
-    return sum(file.bytes for file in source.files)
+def _pattern(config: str, parts: list[SplitEntry]) -> str:
+    """The files of a split: those of one source, or those of all."""
+    folder, _, name = parts[0].files[0].path.rpartition("/")
+    return f"{'data/*' if config == OMNI else folder}/{name.partition('-')[0]}-*.parquet"
+
+
+def _counts(plan: ReleasePlan, manifest: Manifest) -> Iterable[dict[str, Any]]:
+    """One row for each source and mode (or task): records to train on, and held out."""
+    for name in plan.sources:
+        source = manifest.sources[name]
+        sides = [source.splits[side].rows_by_mode if side in source.splits else {} for side in ("train", "heldout")]
+        for mode in sorted(source.rows_by_mode) or [source.task]:
+            yield {"source": name, "mode": mode, "rows": [side.get(mode, 0) for side in sides]}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from include.schema import BadInputError
+from include.schema import BadInputError, Task, merge_counts
 
 MANIFEST_NAME = "manifest.json"
 
@@ -37,22 +37,45 @@ class FileEntry(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class SourceEntry(BaseModel):
-    """One source's part of a release.
+class SplitEntry(BaseModel):
+    """One side of a source: what is trained on, or what is held out.
 
     Attributes:
-        fingerprint: Hash over its staged rows, responses and blob ids; equal fingerprints mean equal files.
+        rows_by_mode: Records by mode, and by task where they have no mode.
+        clips: Distinct clips.
+        arrow_bytes: Size of its rows as an Arrow table, which is what `datasets` calls a split's `num_bytes`.
+        files: Its data files, in order; at least one.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    rows_by_mode: dict[str, int]
+    clips: int = Field(ge=1)
+    arrow_bytes: int = Field(ge=1)
+    files: tuple[FileEntry, ...] = Field(min_length=1)
+
+    @property
+    def rows(self) -> int:
+        """Records: clips times their modes."""
+        return sum(self.rows_by_mode.values())
+
+
+class SourceEntry(BaseModel):
+    """One source's part of a release: rows of all splits + sum(left_out) = accepted.
+
+    Attributes:
+        fingerprint: Hash over its staged rows, responses, sides and blob ids; equal fingerprints mean equal files.
         revision: Revision of the corpus that was staged.
         licence: Licence as the corpus states it.
         redistributable: Whether its audio may be published again.
+        task: What its rows are for: "sift", "transcribe" or "answer".
+        accepted: Rows that the warehouse held for it: accepted responses, or staged samples where the task needs none.
         modes: Mode name -> mode_hash under which its responses were written; a part that was kept from an earlier
             release keeps its own.
-        rows: Records: clips times their modes.
-        rows_by_mode: The same, by mode.
-        clips: Distinct clips.
+        prompts: Mode name -> digest over the prompt hashes of its responses.
+        generator: "<model>@<revision>" that wrote its responses; None where the task needs none.
+        splits: "train" and "heldout"; one without a row is not there.
         left_out: Rows that could not be published, by reason.
-        arrow_bytes: Size of its rows as an Arrow table, which is what `datasets` calls a split's `num_bytes`.
-        files: Its data files, in order; none when it has no row.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,13 +84,51 @@ class SourceEntry(BaseModel):
     revision: str
     licence: str
     redistributable: bool
+    task: Task
+    accepted: int = Field(ge=0)
     modes: dict[str, str]
-    rows: int = Field(ge=0)
-    rows_by_mode: dict[str, int]
-    clips: int = Field(ge=0)
+    prompts: dict[str, str]
+    generator: str | None
+    splits: dict[Literal["train", "heldout"], SplitEntry]
     left_out: dict[str, int]
-    arrow_bytes: int = Field(ge=0)
-    files: tuple[FileEntry, ...]
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Its data files; none when it has no row."""
+        return tuple(file for split in self.splits.values() for file in split.files)
+
+    @property
+    def rows_by_mode(self) -> dict[str, int]:
+        """Records of all splits by mode, and by task where they have no mode."""
+        return merge_counts(*(split.rows_by_mode for split in self.splits.values()))
+
+    @property
+    def rows(self) -> int:
+        """Records of all splits."""
+        return sum(split.rows for split in self.splits.values())
+
+    @property
+    def clips(self) -> int:
+        """Distinct clips of all splits; none is in two."""
+        return sum(split.clips for split in self.splits.values())
+
+
+class Gate(BaseModel):
+    """A check that the release had to pass, as it was measured.
+
+    Attributes:
+        name: What is checked.
+        measured: What was found.
+        limit: What is allowed.
+        passed: Whether it is; always true in a promoted release.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    measured: str
+    limit: str
+    passed: bool
 
 
 class Manifest(BaseModel):
@@ -78,9 +139,13 @@ class Manifest(BaseModel):
         created_at: When it was built, UTC.
         writer_version: Version of the code that lays out data files; files of another version are not reused.
         sources: Source name -> its part.
-        generator: What the responses depend on besides sample and mode: model, revision, template, frozen date, ...
+        generator: What the responses depend on besides sample and mode: model, revision, template, frozen date, ...;
+            empty when no source needs one.
         modes: Mode name -> mode_hash.
-        verdicts: Mode name -> verdict -> responses.
+        narrowed: Why it is only a trial, as "with max_samples=5"; None: it holds all that is complete.
+        verdicts: Mode name -> verdict -> texts, of the sources that were complete.
+        quality: Mode name -> measure of its accepted responses -> value, as the newest quality report found them.
+        gates: What was checked before it was promoted.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -91,7 +156,10 @@ class Manifest(BaseModel):
     sources: dict[str, SourceEntry]
     generator: dict[str, Any]
     modes: dict[str, str]
+    narrowed: str | None = None
     verdicts: dict[str, dict[str, int]]
+    quality: dict[str, dict[str, float]]
+    gates: tuple[Gate, ...]
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
@@ -122,5 +190,12 @@ def read_manifest(release: Path) -> Manifest:
     path = release / MANIFEST_NAME
     try:
         return Manifest.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+    except OSError as error:
         raise ReleaseError(f"{os.fspath(path)} is not a readable manifest: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ReleaseError(
+            f"{os.fspath(path)} is not a manifest of this version: {error.error_count()} faults, the first in {where}: "
+            f"{first['msg']}"
+        ) from error

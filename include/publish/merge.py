@@ -1,7 +1,8 @@
-"""Merge what was generated with what was staged, and publish it when it differs from the latest release.
+"""Merge what was generated with what was staged into a release, when it would differ from the target's latest one.
 
-A source is published when it is complete: every staged sample and mode is accepted or given up. One that is not keeps
-its part of the latest release, or waits for its first.
+A source is in a release when it is complete: every staged sample and mode is accepted or given up; one whose task needs
+no language model is complete as soon as it is staged. One that is not keeps its part of the target's latest release, or
+waits for its first. The release is built and verified on this machine; `include.publish.promotion` makes it public.
 """
 
 from __future__ import annotations
@@ -15,31 +16,37 @@ from typing import Any
 
 import pyarrow as pa
 
-from include.modes import MODES
+from include.publish import gates
+from include.publish.guards import Selection, check_licences, check_overwrite
 from include.publish.manifest import Manifest, ReleaseError, read_manifest
+from include.publish.mirror import mirror_latest
 from include.publish.parquet import WRITER_VERSION, AudioReader
+from include.publish.promotion import settle, summary
 from include.publish.release import (
-    LATEST,
     Release,
     ReleasePlan,
     SourcePlan,
-    build_release,
-    latest_manifest,
+    ask_for_review,
+    awaits_review,
+    build_aside,
     needs_release,
+    unpromoted,
 )
+from include.publish.targets import Target
 from include.settings import Settings
 from include.sources import RECIPES
 from include.sources.reader import audio_reader, resolve_corpus
-from include.storage.generation import count_verdicts, coverage
+from include.storage.generation import count_verdicts, coverage, previous_quality
 from include.storage.releases import (
+    SourceContents,
+    SourceQuery,
     is_recorded,
+    mode_inputs,
     published_rows,
-    record_release,
-    released_modes,
-    source_fingerprints,
+    source_contents,
     staged_files,
 )
-from include.storage.staging import label_distribution, latest_loads
+from include.storage.staging import label_distribution, latest_loads, list_unmapped
 from include.storage.warehouse import Warehouse
 
 log = logging.getLogger(__name__)
@@ -50,144 +57,286 @@ class _Content:
     """What a release would hold now.
 
     Attributes:
-        fingerprints: Source -> fingerprint, of all that would be in it.
+        complete: Complete source -> what it holds.
         waiting: Sources that are not complete.
+        kept: Those of them that have a part in the latest release, with its fingerprint.
+        coverage: Staged and given-up samples of the complete sources, by source and mode.
     """
 
-    fingerprints: dict[str, str]
+    complete: dict[str, SourceContents]
     waiting: list[str]
+    kept: dict[str, str]
+    coverage: list[dict[str, Any]]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Source -> fingerprint, of all that would be in it."""
+        return {name: contents.fingerprint for name, contents in self.complete.items()} | self.kept
 
 
-def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any]) -> bool:
-    """Whether `merge_and_publish` would make a release if it were called now."""
-    if not _publishes(params):
+def check_publishing(
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target, model: str
+) -> None:
+    """Refuse what would not be published in the end, before any work is done for it.
+
+    Args:
+        warehouse: Knows what is staged.
+        settings: Name the target that is everybody's.
+        params: Of the run.
+        target: Of the run.
+        model: Name of the model that this run generates with.
+
+    Raises:
+        BadInputError: See `include.publish.guards`.
+    """
+    if not params["publish"]:
+        return
+    selection = Selection.of(params)
+    check_licences(target, [name for name in latest_loads(warehouse) if name in RECIPES and selection.takes(name)])
+    check_overwrite(target, target.latest(), selection.narrowed, model, default=settings.target, force=params["force"])
+
+
+def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target) -> bool:
+    """Whether `merge_release` would make a release if it were called now, or finish one."""
+    if not params["publish"]:
         return False
-    manifest = latest_manifest(settings.releases_dir)
-    if manifest is not None and not is_recorded(warehouse, manifest.release_id):
+    manifest = target.latest()
+    if manifest is not None and not is_recorded(warehouse, target.uri, manifest.release_id):
         return True  # the run that made it died before it could say so
-    content = _content(warehouse, settings, manifest)
+    content = _content(warehouse, settings, Selection.of(params), manifest)
     return bool(content.fingerprints) and needs_release(manifest, content.fingerprints)
 
 
-def merge_and_publish(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Build, verify and promote a release, if it would differ from the latest one.
+def merge_release(
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target
+) -> dict[str, Any] | None:
+    """Build and verify a release aside, if it would differ from the target's latest one.
 
     Returns:
-        What the release is, as JSON; None when there is nothing new to publish, or this run must not.
+        What the release is, as JSON: `release_id`, `review` (whether it needs approval), `summary` (Markdown), rows,
+        and so on; None when there is nothing new to publish, or this run must not.
 
     Raises:
-        ReleaseError: If a corpus is no longer what was staged, or the release does not read back as planned.
+        BadInputError: If a guard refuses it.
+        ReleaseError: If a gate fails, a corpus is no longer what was staged, or the release does not read back as
+            planned. The latest release is as it was.
     """
-    if not _publishes(params):
-        log.info("this run was narrowed to some samples, or asked not to publish")
+    if not params["publish"]:
+        log.info("this run was asked not to publish")
         return None
-    manifest = latest_manifest(settings.releases_dir)
-    content = _content(warehouse, settings, manifest)
+    selection = Selection.of(params)
+    manifest = target.latest()
+    content = _content(warehouse, settings, selection, manifest)
     if content.waiting:
         log.warning("not complete yet, so left as they were: %s", ", ".join(content.waiting))
     if not content.fingerprints:
         log.info("no source is complete yet")
         return None
     if manifest is not None and not needs_release(manifest, content.fingerprints):
-        _record(warehouse, settings, manifest)
-        log.info("release %s holds just this already", manifest.release_id)
+        settle(warehouse, target, manifest)
+        log.info("release %s of %s holds just this already", manifest.release_id, target.uri)
         return None
-    release = _build(warehouse, settings, content, manifest)
-    _record(warehouse, settings, release.manifest)
+    plan = _plan(warehouse, settings, selection, content, manifest, target)
+    check_licences(target, plan.sources)
+    check_overwrite(
+        target,
+        manifest,
+        selection.narrowed,
+        plan.generator.get("model"),
+        default=settings.target,
+        force=params["force"],
+    )
+    if manifest is not None:
+        mirror_latest(target, manifest, content.fingerprints)
+    rows = _rows_of(warehouse, selection, content.waiting)
+    release = build_aside(target.staging, plan, rows, _audio_of(warehouse, settings))
+    if params["review"]:
+        ask_for_review(release.path)
+    return _described(target, release, manifest, content.waiting)
+
+
+def _described(target: Target, release: Release, before: Manifest | None, waiting: list[str]) -> dict[str, Any]:
+    manifest = release.manifest
     return {
-        "release_id": release.manifest.release_id,
-        "uri": str(release.path),
-        "rows": {name: source.rows_by_mode for name, source in release.manifest.sources.items()},
-        "left_out": {name: source.left_out for name, source in release.manifest.sources.items() if source.left_out},
+        "release_id": manifest.release_id,
+        "target": target.uri,
+        "aside": str(release.path),
+        "review": awaits_review(release.path),
+        "summary": summary(target, manifest, before, waiting),
+        "rows": {name: source.rows_by_mode for name, source in manifest.sources.items()},
+        "left_out": {name: source.left_out for name, source in manifest.sources.items() if source.left_out},
         "reused": list(release.reused),
-        "waiting": content.waiting,
+        "waiting": waiting,
     }
 
 
-def _publishes(params: Mapping[str, Any]) -> bool:
-    return bool(params["publish"]) and params["max_samples"] is None
-
-
-def _content(warehouse: Warehouse, settings: Settings, manifest: Manifest | None) -> _Content:
+def _content(warehouse: Warehouse, settings: Settings, selection: Selection, manifest: Manifest | None) -> _Content:
     """Find what is complete, and what of the latest release stays."""
-    sources = [name for name in latest_loads(warehouse) if name in RECIPES]
-    pending = dict.fromkeys(sources, 0)
-    for row in coverage(warehouse, sources, list(MODES), settings.max_attempts):
-        if RECIPES[row["source"]].task == "sift":
-            pending[row["source"]] += row["pending"]
-    waiting = [name for name, rows in pending.items() if rows]
-    fingerprints = source_fingerprints(warehouse, [name for name in sources if not pending[name]], list(MODES))
-    kept = manifest.fingerprints if manifest else {}
-    return _Content(fingerprints | {name: kept[name] for name in waiting if name in kept}, waiting)
+    sources = [name for name in latest_loads(warehouse) if name in RECIPES and selection.takes(name)]
+    generated = [name for name in sources if RECIPES[name].task == "sift"]
+    covered = coverage(warehouse, generated, selection.modes, settings.max_attempts, selection.max_samples)
+    pending = {row["source"] for row in covered if row["pending"]}
+    waiting = [name for name in generated if name in pending]
+    found = {name: source_contents(warehouse, _query(name, selection)) for name in sources if name not in pending}
+    published = manifest.fingerprints if manifest else {}
+    return _Content(
+        complete={name: contents for name, contents in found.items() if contents},
+        waiting=waiting,
+        kept={name: published[name] for name in waiting if name in published},
+        coverage=[row for row in covered if row["source"] not in pending],
+    )
 
 
-def _build(warehouse: Warehouse, settings: Settings, content: _Content, latest: Manifest | None) -> Release:
+def _query(source: str, selection: Selection) -> SourceQuery:
+    recipe = RECIPES[source]
+    return SourceQuery(
+        source=source,
+        task=recipe.task,
+        modes=selection.modes,
+        held_out_speakers=recipe.held_out_speakers,
+        max_samples=selection.max_samples,
+    )
+
+
+def _plan(
+    warehouse: Warehouse,
+    settings: Settings,
+    selection: Selection,
+    content: _Content,
+    latest: Manifest | None,
+    target: Target,
+) -> ReleasePlan:
+    """Say what the release is to hold, besides its rows."""
     loads = latest_loads(warehouse)
-    complete = [name for name in sorted(content.fingerprints) if name not in content.waiting]
-    written = released_modes(warehouse, complete, list(MODES))
+    release_id, created_at = _identity(target, content.fingerprints)
+    hashes = {
+        name: {mode: _only(release_id, name, mode, found) for mode, found in contents.mode_hashes.items()}
+        for name, contents in content.complete.items()
+    }
+    inputs = mode_inputs(warehouse, sorted({value for modes in hashes.values() for value in modes.values()}))
     sources = {}
     for name in sorted(content.fingerprints):
-        kept = latest.sources[name] if latest and name in content.waiting else None
-        recipe = RECIPES[name]
-        sources[name] = SourcePlan(
-            fingerprint=content.fingerprints[name],
-            revision=kept.revision if kept else loads[name]["revision"],
-            licence=recipe.licence,
-            redistributable=recipe.redistributable,
-            modes=kept.modes if kept else {mode: hash_of_mode for mode, (hash_of_mode, _) in written[name].items()},
-            title=recipe.title,
-            url=recipe.url,
-        )
+        if name in content.kept and latest:
+            sources[name] = _kept_part(name, latest)
+        else:
+            sources[name] = _part(name, content.complete[name], hashes[name], inputs, loads[name]["revision"])
     # What the complete sources were written with; plan keeps them all in step.
-    current = {mode: described for modes in written.values() for mode, described in modes.items()}
-    generator = next((inputs for _, inputs in current.values()), dict(latest.generator) if latest else {})
-    release_id, created_at = _identity(settings, content.fingerprints)
-    plan = ReleasePlan(
+    current = {mode: value for modes in hashes.values() for mode, value in modes.items()}
+    described = next((inputs[value] for value in current.values()), None)
+    if described is not None:
+        generator = {name: value for name, value in described.items() if name not in ("mode", "system_prompt")}
+        generator["run_seed"] = settings.run_seed
+    else:  # nothing here was generated now; a part that is kept may have been
+        generator, current = (dict(latest.generator), dict(latest.modes)) if latest and content.kept else ({}, {})
+    read = {name: loads[name]["read"] for name in content.complete}
+    complete = list(content.complete)
+    verdicts = count_verdicts(warehouse, complete, selection.max_samples)
+    return ReleasePlan(
         release_id=release_id,
         created_at=created_at,
         sources=sources,
-        generator={
-            **{name: value for name, value in generator.items() if name not in ("mode", "system_prompt")},
-            "run_seed": settings.run_seed,
-        },
-        modes={mode: hash_of_mode for mode, (hash_of_mode, _) in current.items()},
-        verdicts=count_verdicts(warehouse, complete),
-        labels=label_distribution(warehouse, complete),
+        generator=generator,
+        modes=current,
+        narrowed=selection.narrowed,
+        verdicts={mode: counts for mode, counts in verdicts.items() if mode in selection.modes},
+        quality=previous_quality(warehouse, ""),
+        labels=label_distribution(warehouse, complete, selection.max_samples),
+        gates=(
+            *gates.one_generator(
+                {name: source.modes for name, source in sources.items()},
+                {name: source.generator for name, source in sources.items()},
+                content.kept,
+            ),
+            *gates.given_up(content.coverage, settings.max_given_up),
+            *gates.unmapped_labels(list_unmapped(warehouse), read, settings.max_unmapped),
+        ),
     )
-    rows = _rows_of(warehouse, content.waiting)
-    return build_release(settings.releases_dir, plan, rows, _audio_of(warehouse, settings, loads))
 
 
-def _identity(settings: Settings, fingerprints: Mapping[str, str]) -> tuple[str, datetime]:
+def _only(release_id: str, source: str, mode: str, hashes: tuple[str, ...]) -> str:
+    """The one mode_hash of a source's responses in a mode."""
+    if len(hashes) > 1:
+        raise ReleaseError(
+            f"release {release_id} is not promoted; {source} has responses of {len(hashes)} mode hashes in {mode}: "
+            "plan did not bring all prompts in step; run generate_and_publish again"
+        )
+    return hashes[0]
+
+
+def _part(
+    name: str,
+    contents: SourceContents,
+    hashes: Mapping[str, str],
+    inputs: Mapping[str, Mapping[str, Any]],
+    revision: str,
+) -> SourcePlan:
+    """A complete source as it is now."""
+    recipe = RECIPES[name]
+    models = sorted({f"{inputs[value]['model']}@{inputs[value]['revision']}" for value in hashes.values()})
+    return SourcePlan(
+        fingerprint=contents.fingerprint,
+        revision=revision,
+        licence=recipe.licence,
+        redistributable=recipe.redistributable,
+        title=recipe.title,
+        url=recipe.url,
+        accepted=sum(sum(rows.values()) for rows in contents.rows.values()),
+        task=recipe.task,
+        citation=recipe.citation,
+        modes=hashes,
+        prompts=contents.prompts,
+        generator=", ".join(models) or None,
+    )
+
+
+def _kept_part(name: str, latest: Manifest) -> SourcePlan:
+    """A source that is not complete, as the latest release holds it."""
+    recipe, kept = RECIPES[name], latest.sources[name]
+    return SourcePlan(
+        fingerprint=kept.fingerprint,
+        revision=kept.revision,
+        licence=recipe.licence,
+        redistributable=recipe.redistributable,
+        title=recipe.title,
+        url=recipe.url,
+        accepted=kept.accepted,
+        task=kept.task,
+        citation=recipe.citation,
+        modes=kept.modes,
+        prompts=kept.prompts,
+        generator=kept.generator,
+    )
+
+
+def _identity(target: Target, fingerprints: Mapping[str, str]) -> tuple[str, datetime]:
     """Name a release by its time and content.
 
-    One of the same content that was promoted by a run that died before `latest` pointed to it is taken up again.
+    One of the same content that was built but not promoted is taken up again: its run died, or nobody approved it.
     """
     joined = "\n".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
     content = hashlib.sha256(f"{WRITER_VERSION}\n{joined}".encode()).hexdigest()[:12]
-    latest = (settings.releases_dir / LATEST).resolve().name
-    for orphan in settings.releases_dir.glob(f"[0-9]*-{content}"):
-        if orphan.name > latest or latest == LATEST:
-            return orphan.name, read_manifest(orphan).created_at
+    for release_id, path in unpromoted(target.staging).items():
+        if release_id.endswith(f"-{content}"):
+            return release_id, read_manifest(path).created_at
     created_at = datetime.now(UTC).replace(microsecond=0)
     return f"{created_at:%Y%m%dT%H%M%SZ}-{content}", created_at
 
 
-def _rows_of(warehouse: Warehouse, waiting: list[str]) -> Callable[[str], Iterator[pa.Table]]:
+def _rows_of(warehouse: Warehouse, selection: Selection, waiting: list[str]) -> Callable[[str], Iterator[pa.Table]]:
     def rows(source: str) -> Iterator[pa.Table]:
         if source in waiting:
             raise ReleaseError(
                 f"{source} is not complete, and its files in the latest release cannot be used again; "
                 "run generate_and_publish until nothing of it is pending"
             )
-        return published_rows(warehouse, source, list(MODES))
+        return published_rows(warehouse, _query(source, selection))
 
     return rows
 
 
-def _audio_of(
-    warehouse: Warehouse, settings: Settings, loads: Mapping[str, Mapping[str, Any]]
-) -> Callable[[str], AudioReader]:
+def _audio_of(warehouse: Warehouse, settings: Settings) -> Callable[[str], AudioReader]:
+    loads = latest_loads(warehouse)
+
     def audio(source: str) -> AudioReader:
         corpus = resolve_corpus(RECIPES[source], settings.hub, revision=loads[source]["revision"])
         there = {file.path: file.blob_id for file in corpus.files}
@@ -200,18 +349,3 @@ def _audio_of(
         return audio_reader(corpus, RECIPES[source].audio_column)
 
     return audio
-
-
-def _record(warehouse: Warehouse, settings: Settings, manifest: Manifest) -> None:
-    record_release(
-        warehouse,
-        {
-            "release_id": manifest.release_id,
-            "created_at": manifest.created_at,
-            "target": "local",
-            "uri": str(settings.releases_dir / manifest.release_id),
-            "commit": None,
-            "rows": {name: source.rows_by_mode for name, source in manifest.sources.items()},
-            "manifest": manifest.model_dump(mode="json"),
-        },
-    )

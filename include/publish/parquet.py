@@ -6,21 +6,22 @@ and an index a row. Parquet keeps such a dictionary as one page ahead of the ind
 within `dictionary_pagesize_limit`; beyond it the writer would fall back to writing every row's bytes. Readers give
 plain bytes back.
 
-Memory holds one row group of the corpus and one of the release, whatever the corpus's size.
+Memory holds one row group of the corpus and two of each split, whatever the corpus's size.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +30,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from include.publish.manifest import ReleaseError
-from include.publish.record import PUBLISHED_SCHEMA, build_records
+from include.publish.record import PUBLISHED_SCHEMA, build_records, modes_or_tasks
 from include.schema import LABEL_COLUMNS
 
-log = logging.getLogger(__name__)
-
-WRITER_VERSION = 1
+WRITER_VERSION = 2
 """Raise it whenever the same rows and clips would be laid out in other bytes: every source is then written anew."""
 
 SHARD_BYTES = 500_000_000
@@ -91,6 +90,8 @@ _SMALLEST_CLIP = 44
 
 _CHUNK_BYTES = 1 << 20
 
+SplitName = Literal["train", "heldout"]
+
 AudioReader = Callable[[str, int], pa.StructArray]
 """(audio file, row group) -> its whole audio column: structs {bytes, path}, one a row of the corpus."""
 
@@ -113,27 +114,33 @@ class WrittenFile:
 
 
 @dataclass(frozen=True)
-class SourceFiles:
-    """What became of one source's rows; `rows` and the counts of `left_out` add up to the rows given.
+class WrittenSplit:
+    """What became of the rows of one split that could be published.
 
     Attributes:
-        files: The shards, in order; none if every row was left out.
-        rows_by_mode: Records, by mode.
-        clips: Distinct clips published.
-        left_out: Rows left out, by reason: "audio missing", "audio empty", "not audio", "audio cut off".
+        files: The shards, in order; at least one.
+        rows_by_mode: Records by mode, and by task where they have no mode.
+        clips: Distinct clips.
         arrow_bytes: Size of the records as an Arrow table, where a clip is held once a row.
     """
 
     files: tuple[WrittenFile, ...]
     rows_by_mode: dict[str, int]
     clips: int
-    left_out: dict[str, int]
     arrow_bytes: int
 
-    @property
-    def rows(self) -> int:
-        """Records in all shards."""
-        return sum(self.rows_by_mode.values())
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """What became of one source's rows: those of the splits and of `left_out` add up to the rows given.
+
+    Attributes:
+        splits: "train" and "heldout", as far as there are rows of them.
+        left_out: Rows left out, by reason: "audio missing", "audio empty", "not audio", "audio cut off".
+    """
+
+    splits: dict[SplitName, WrittenSplit]
+    left_out: dict[str, int]
 
 
 def write_source(
@@ -148,10 +155,11 @@ def write_source(
     """Write one source's shards. The same rows and clips give the same files, wherever the tables are cut.
 
     Args:
-        directory: Where `train-*.parquet` go; made when there is a row to write.
+        directory: Where `train-*.parquet` and `heldout-*.parquet` go; made when there is a row to write.
         source: Name of the source, for messages.
-        rows: Tables of rows as `build_records` takes them, with `audio_file` (string), `audio_row_group` and
-            `audio_row` (int32), ordered by (audio_file, audio_row_group, audio_row, mode). They may be cut anywhere.
+        rows: Tables of rows as `build_records` takes them, with `held_out` (bool), `audio_file` (string),
+            `audio_row_group` and `audio_row` (int32), ordered by (audio_file, audio_row_group, audio_row, mode). They
+            may be cut anywhere.
         audio: Reads the audio column of one row group; called once a row group, in order.
         shard_bytes: About the size at which a shard is closed; it is cut between row groups.
         row_group_bytes: Bytes of distinct clips in a row group; more only if a single clip is larger.
@@ -162,24 +170,27 @@ def write_source(
     Raises:
         ReleaseError: If the rows are not in order, or a row lies beyond its row group.
     """
-    with _ShardWriter(directory, shard_bytes) as shards:
-        groups = _RowGroupBuilder(shards, row_group_bytes)
+    with ExitStack() as open_files:
+        # Both sides are written in one pass: most row groups of a corpus hold clips of both, and reading them twice
+        # would cost half the speed.
+        shards: dict[SplitName, _ShardWriter] = {
+            split: open_files.enter_context(_ShardWriter(directory, split, shard_bytes))
+            for split in ("train", "heldout")
+        }
+        # A row group is written while the clips of the next one are read. Entered last, so that the last write has
+        # ended before the files are let go.
+        writing = open_files.enter_context(ThreadPoolExecutor(max_workers=1, thread_name_prefix="write"))
+        groups = {split: _RowGroupBuilder(writer, row_group_bytes, writing) for split, writer in shards.items()}
         clips = _SourceClips(source, audio)
         for table in rows:
             for run in _runs_of_one_row_group(table):
                 kept, positions = clips.select(run)
-                groups.add(kept, positions, clips)
-        groups.flush()
-        files = shards.finish()
-    if clips.left_out:
-        log.warning("%s: rows left out: %s", source, dict(clips.left_out))
-    return SourceFiles(
-        files=files,
-        rows_by_mode=dict(groups.rows_by_mode),
-        clips=groups.clips_written,
-        left_out=dict(clips.left_out),
-        arrow_bytes=groups.arrow_bytes,
-    )
+                held_out = kept.column("held_out").combine_chunks()
+                for split, builder in groups.items():
+                    chosen = held_out if split == "heldout" else pc.invert(held_out)
+                    builder.add(kept.filter(chosen), positions[_mask(chosen)], clips)
+        splits = {split: written for split, builder in groups.items() if (written := builder.finish())}
+    return SourceFiles(splits, dict(clips.left_out))
 
 
 def _runs_of_one_row_group(table: pa.Table) -> Iterator[pa.Table]:
@@ -191,6 +202,11 @@ def _runs_of_one_row_group(table: pa.Table) -> Iterator[pa.Table]:
     for start, end in pairwise(edges):
         if end > start:
             yield table.slice(start, end - start)
+
+
+def _mask(values: pa.BooleanArray) -> npt.NDArray[np.bool_]:
+    mask: npt.NDArray[np.bool_] = values.to_numpy(zero_copy_only=False)
+    return mask
 
 
 def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.int64]:
@@ -220,7 +236,7 @@ class _SourceClips:
         for count in reasons.drop_null().value_counts().to_pylist():
             self.left_out[count["values"]] += count["counts"]
         usable = reasons.is_null()
-        return run.filter(usable), positions[usable.to_numpy(zero_copy_only=False)]
+        return run.filter(usable), positions[_mask(usable)]
 
     def sizes(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Bytes of the clips at these positions."""
@@ -359,21 +375,17 @@ class _ClipBuffer:
 
 
 class _RowGroupBuilder:
-    """Collects rows and their distinct clips until a row group is full.
+    """Collects a split's rows and their distinct clips until a row group is full, then has it written."""
 
-    Attributes:
-        clips_written: Distinct clips so far.
-        rows_by_mode: Records so far, by mode.
-        arrow_bytes: Size of the records so far as an Arrow table.
-    """
-
-    def __init__(self, shards: _ShardWriter, limit: int) -> None:
-        self.clips_written = 0
-        self.rows_by_mode: Counter[str] = Counter()
-        self.arrow_bytes = 0
+    def __init__(self, shards: _ShardWriter, limit: int, writing: Executor) -> None:
+        self._clips_written = 0
+        self._rows_by_mode: Counter[str] = Counter()
+        self._arrow_bytes = 0
         self._shards = shards
         self._limit = limit
-        self._clips = _ClipBuffer(limit)
+        self._clips, self._clips_in_writing = _ClipBuffer(limit), _ClipBuffer(limit)
+        self._writing = writing
+        self._written: Future[None] | None = None
         self._tables: list[pa.Table] = []
         self._index: list[npt.NDArray[np.int32]] = []  # per table: each row's clip, counted within the row group
         self._last_clip: tuple[str, int, int] | None = None
@@ -397,7 +409,7 @@ class _RowGroupBuilder:
             room = self._limit - self._clips.size
             fitting = int(np.searchsorted(np.cumsum(sizes[start:]), room, side="right"))
             if not fitting and self._clips.count:
-                self.flush()
+                self._flush()
                 continue
             end = start + max(fitting, 1)
             from_row = int(first_rows[start])
@@ -413,33 +425,49 @@ class _RowGroupBuilder:
             self._tables.append(rows)
             self._index.append(clips_before - 1 + np.cumsum(is_new, dtype=np.int32))
 
-    def flush(self) -> None:
-        """Write what was collected as one row group."""
+    def finish(self) -> WrittenSplit | None:
+        """Write the rest and close the files; None if there was no row."""
+        self._flush()
+        self._wait()
+        if not self._rows_by_mode:
+            return None
+        return WrittenSplit(self._shards.finish(), dict(self._rows_by_mode), self._clips_written, self._arrow_bytes)
+
+    def _wait(self) -> None:
+        """Wait until the last row group is written; raise what went wrong with it."""
+        if self._written:
+            self._written.result()
+
+    def _flush(self) -> None:
+        """Have what was collected written as one row group."""
         if not self._tables:
             return
         index = np.concatenate(self._index).astype(np.int32)
         paths = self._clips.paths().take(pa.array(index))
         audio = pa.StructArray.from_arrays([self._clips.take(index), paths], ["bytes", "path"])
         records = build_records(pa.concat_tables(self._tables), audio)
-        self._shards.write(records, self._clips.size)
+        self._wait()
+        self._written = self._writing.submit(self._shards.write, records, self._clips.size)
 
-        self.clips_written += self._clips.count
-        for modes in records.column("mode").value_counts().to_pylist():
-            self.rows_by_mode[modes["values"]] += modes["counts"]
-        self.arrow_bytes += int(self._clips.sizes()[index].sum())
-        self.arrow_bytes += paths.nbytes + records.drop_columns("audio").nbytes
+        self._clips_written += self._clips.count
+        for modes in modes_or_tasks(records).value_counts().to_pylist():
+            self._rows_by_mode[modes["values"]] += modes["counts"]
+        self._arrow_bytes += int(self._clips.sizes()[index].sum())
+        self._arrow_bytes += paths.nbytes + records.drop_columns("audio").nbytes
         self._tables, self._index = [], []
+        self._clips, self._clips_in_writing = self._clips_in_writing, self._clips
         self._clips.clear()
 
 
 class _ShardWriter:
-    """Writes row groups into `train-*.parquet`, opening the next file when one is full.
+    """Writes a split's row groups into `<split>-*.parquet`, opening the next file when one is full.
 
-    The number of shards, which their names tell, is known at the end: until then they are `train-00000.tmp`.
+    The number of shards, which their names tell, is known at the end: until then they are `<split>-00000.tmp`.
     """
 
-    def __init__(self, directory: Path, shard_bytes: int) -> None:
+    def __init__(self, directory: Path, split: SplitName, shard_bytes: int) -> None:
         self._directory = directory
+        self._split = split
         self._shard_bytes = shard_bytes
         self._shards: list[_Shard] = []
         self._open: _Shard | None = None
@@ -462,7 +490,7 @@ class _ShardWriter:
         if self._open is None or self._open.size + size > self._shard_bytes:
             self._close_shard()
             self._directory.mkdir(parents=True, exist_ok=True)
-            path = self._directory / f"train-{len(self._shards):05d}.tmp"
+            path = self._directory / f"{self._split}-{len(self._shards):05d}.tmp"
             self._open = _Shard(path, records.schema, self._hashing)
             self._shards.append(self._open)
         self._open.write(records)
@@ -471,7 +499,7 @@ class _ShardWriter:
         """Close the last shard, wait for the hashes, and give all shards their names."""
         self._close_shard()
         return tuple(
-            shard.rename(f"train-{number:05d}-of-{len(self._shards):05d}.parquet")
+            shard.rename(f"{self._split}-{number:05d}-of-{len(self._shards):05d}.parquet")
             for number, shard in enumerate(self._shards)
         )
 
@@ -522,7 +550,7 @@ class _Shard:
         self._writer.close()
         self._follow()
         self._sink.close()
-        self._hashes.append(self._hashing.submit(self._written.close))
+        self._hashes.append(self._hashing.submit(self._bring_to_disk))
 
     def rename(self, name: str) -> WrittenFile:
         """Give the closed file its name and return its facts, waiting for its hash."""
@@ -545,6 +573,11 @@ class _Shard:
         written = int(self._sink.tell())
         self._hashes.append(self._hashing.submit(self._hash, written - self.size))
         self.size = written
+
+    def _bring_to_disk(self) -> None:
+        """Flush the file while the next one is written, not all of them at the end."""
+        os.fsync(self._written.fileno())
+        self._written.close()
 
     def _hash(self, count: int) -> None:
         while count:

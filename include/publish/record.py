@@ -67,7 +67,10 @@ PUBLISHED_SCHEMA = pa.schema(
     ],
     metadata={"huggingface": json.dumps({"info": {"features": _features_json()}})},
 )
-"""One published record a row: one clip under one mode."""
+"""One published record a row: one clip under one mode, or for one task that has no modes."""
+
+# What the trained model is asked where no mode says it, verbatim from the trainer; a blank joins it to the target.
+_TASK_INSTRUCTIONS = {"transcribe": "Transcribe: ", "answer": ""}
 
 # Columns of the warehouse's rows under the names they are published by; the rest keep their names.
 _PUBLISHED_AS = {"sift_response": "response", "source_dataset": "source"}
@@ -92,11 +95,24 @@ def card_features() -> list[dict[str, Any]]:
     ]
 
 
+def modes_or_tasks(rows: pa.Table) -> pa.StringArray:
+    """Name what N rows ask: their mode, or their task where they have none.
+
+    Args:
+        rows: N rows or records with `mode` and `task`.
+
+    Returns:
+        N names, by which rows are counted.
+    """
+    mode = _text(rows, "mode")
+    return pc.if_else(pc.equal(mode, ""), _text(rows, "task"), mode)
+
+
 def build_records(rows: pa.Table, audio: pa.StructArray) -> pa.Table:
     """Build the records of N responses, columns at a time.
 
     Args:
-        rows: N rows with `source, sample_id, text, emotion, gender, age, pace, accent, volume, mode, response`.
+        rows: N rows with `source, sample_id, text, emotion, gender, age, pace, accent, volume, task, mode, response`.
         audio: N structs {bytes, path}, in the same order. The bytes may be dictionary-encoded, so that a clip is held
             once however many rows it has; the column is passed on as it is.
 
@@ -104,12 +120,11 @@ def build_records(rows: pa.Table, audio: pa.StructArray) -> pa.Table:
         N records with the columns of PUBLISHED_SCHEMA, in the order given.
 
     Raises:
-        ValueError: If a row has a mode that is not registered, naming it.
+        ValueError: If a row has a mode that is not registered, or none and a task that needs one, naming it.
     """
-    instruction = _instructions(_text(rows, "mode"))
-    computed = {"task": pa.repeat(pa.scalar("sift"), len(rows)), "instruction": instruction}
+    instruction = _instructions(modes_or_tasks(rows))
     columns = {
-        name: computed[name] if name in computed else _text(rows, _PUBLISHED_AS.get(name, name))
+        name: instruction if name == "instruction" else _text(rows, _PUBLISHED_AS.get(name, name))
         for name in STRING_COLUMNS
     }
     messages = _messages(instruction, columns["sift_response"])
@@ -121,13 +136,14 @@ def _text(rows: pa.Table, name: str) -> pa.StringArray:
     return pc.fill_null(rows.column(name).combine_chunks().cast(pa.string()), "")
 
 
-def _instructions(modes: pa.StringArray) -> pa.StringArray:
-    """What each row's mode asks the trained model, or ""."""
-    index = pc.index_in(modes, value_set=pa.array(list(MODES), pa.string()))
+def _instructions(names: pa.StringArray) -> pa.StringArray:
+    """What each row's mode or task asks the trained model, or ""."""
+    known = {name: mode.instruction for name, mode in MODES.items()} | _TASK_INSTRUCTIONS
+    index = pc.index_in(names, value_set=pa.array(list(known), pa.string()))
     if index.null_count:
-        unknown = sorted(set(modes.filter(index.is_null()).to_pylist()))
-        raise ValueError(f"rows have modes {unknown}, which are not among {list(MODES)}")
-    return pa.array([mode.instruction for mode in MODES.values()], pa.string()).take(index)
+        unknown = sorted(set(names.filter(index.is_null()).to_pylist()))
+        raise ValueError(f"rows have modes {unknown}, which are not among {list(known)}")
+    return pa.array(list(known.values()), pa.string()).take(index)
 
 
 def _messages(instruction: pa.StringArray, response: pa.StringArray) -> pa.ListArray:

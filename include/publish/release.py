@@ -1,7 +1,8 @@
-"""Build a local release: aside, read back, then promoted by a rename and the `latest` link.
+"""Build a release on this machine: aside, read back, then promoted by a rename and the `latest` link.
 
 A release is whole or not there: whatever fails, and however the process dies, the last release and `latest` stay as
-they are. A source whose fingerprint is that of the latest release is not written again: its files are hard-linked.
+they are. Between building and promoting it may lie aside as long as it has to, for an approval, say. A source whose
+fingerprint is that of the latest release is not written again: its files are hard-linked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,26 +29,38 @@ import pyarrow.parquet as pq
 
 from include.publish.card import CARD_NAME, build_card
 from include.publish.consumer import check_opens
+from include.publish.gates import READ_BACK, require, rows_add_up
 from include.publish.manifest import (
+    MANIFEST_NAME,
     FileEntry,
+    Gate,
     Manifest,
     ReleaseError,
     SourceEntry,
+    SplitEntry,
     read_manifest,
     write_manifest,
 )
 from include.publish.parquet import WRITER_VERSION, AudioReader, SourceFiles, write_source
-from include.publish.record import PUBLISHED_SCHEMA
-from include.schema import merge_counts
+from include.publish.record import PUBLISHED_SCHEMA, modes_or_tasks
+from include.schema import Task, merge_counts
 
 __all__ = [
     "Release",
     "ReleaseError",
     "ReleasePlan",
     "SourcePlan",
+    "ask_for_review",
+    "awaits_review",
+    "build_aside",
     "build_release",
+    "find_release",
     "latest_manifest",
     "needs_release",
+    "promote",
+    "promoted_releases",
+    "prune_releases",
+    "unpromoted",
     "verify_release",
 ]
 
@@ -55,6 +68,8 @@ log = logging.getLogger(__name__)
 
 LATEST = "latest"
 _BUILDING = ".building-"
+_BUILT = ".built-"
+_REVIEW = ".review"
 _LOCK = ".lock"
 _RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # also what `datasets` takes for a split's name
@@ -65,22 +80,32 @@ class SourcePlan:
     """What is known of a source before it is published.
 
     Attributes:
-        fingerprint: Hash over its staged rows, responses and blob ids.
+        fingerprint: Hash over its staged rows, responses, sides and blob ids.
         revision: Revision of the corpus that was staged.
         licence: Licence as the corpus states it.
         redistributable: Whether its audio may be published again.
-        modes: Mode name -> mode_hash under which its responses were written.
         title: What people call it.
         url: Where the corpus comes from.
+        accepted: Rows that it is to have, clips left out included.
+        task: What its rows are for.
+        citation: How its owners ask to be cited, or "".
+        modes: Mode name -> mode_hash under which its responses were written.
+        prompts: Mode name -> digest over the prompt hashes of its responses.
+        generator: "<model>@<revision>" that wrote its responses; None where the task needs none.
     """
 
     fingerprint: str
     revision: str
     licence: str
     redistributable: bool
-    modes: Mapping[str, str]
     title: str
     url: str
+    accepted: int
+    task: Task = "sift"
+    citation: str = ""
+    modes: Mapping[str, str] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    generator: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +118,11 @@ class ReleasePlan:
         sources: Source name -> its facts, in the order of the card.
         generator: What the responses depend on besides sample and mode, JSON values; `model` names the model.
         modes: Mode name -> mode_hash.
-        verdicts: Mode name -> verdict -> responses.
+        narrowed: Why it is only a trial, as "with max_samples=5"; None: it holds all that is complete.
+        verdicts: Mode name -> verdict -> texts.
+        quality: Mode name -> measure -> value.
         labels: Source name -> label column -> value -> clips, for the card.
+        gates: What the warehouse was checked for; one that failed refuses the release before any audio is read.
     """
 
     release_id: str
@@ -102,8 +130,11 @@ class ReleasePlan:
     sources: Mapping[str, SourcePlan]
     generator: Mapping[str, object]
     modes: Mapping[str, str]
+    narrowed: str | None = None
     verdicts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
+    gates: tuple[Gate, ...] = ()
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -113,7 +144,7 @@ class ReleasePlan:
 
 @dataclass(frozen=True)
 class Release:
-    """A promoted release.
+    """A whole release, promoted or aside.
 
     Attributes:
         path: Its folder.
@@ -159,9 +190,25 @@ def build_release(
     rows: Callable[[str], Iterator[pa.Table]],
     audio: Callable[[str], AudioReader],
 ) -> Release:
-    """Build, verify and promote a release.
+    """Build, verify and promote a release, with nothing in between; takes and raises what `build_aside` does.
 
-    A release of that id with the same sources, left by a run that died after promoting it, is taken as it is.
+    Returns:
+        The release that `latest` now points to.
+    """
+    release = build_aside(releases_dir, plan, rows, audio)
+    return replace(release, path=promote(releases_dir, plan.release_id))
+
+
+def build_aside(
+    releases_dir: Path,
+    plan: ReleasePlan,
+    rows: Callable[[str], Iterator[pa.Table]],
+    audio: Callable[[str], AudioReader],
+) -> Release:
+    """Build and verify a release, and leave it aside for `promote`.
+
+    A release of that id with the same sources that lies aside, or was promoted by a run that died then, is taken as it
+    is. Others that lie aside are removed: what they hold is out of date.
 
     Args:
         releases_dir: Folder of all releases; made if it is not there.
@@ -170,31 +217,122 @@ def build_release(
         audio: Source name -> reader of its audio; likewise.
 
     Returns:
-        The release that `latest` now points to.
+        The release; `latest` does not point to it yet.
 
     Raises:
-        ReleaseError: If the id is taken, no row could be published, or what was written
-            does not read back as planned. The releases that were there are untouched, then and after any other error.
+        ReleaseError: If the id is taken, a gate fails, no row could be published, or what was written does not read
+            back as planned. The releases that were there are untouched, then and after any other error.
     """
     _check_plan(plan)
     releases_dir.mkdir(parents=True, exist_ok=True)
-    promoted = releases_dir / plan.release_id
+    aside = releases_dir / f"{_BUILT}{plan.release_id}"
     with _only_builder(releases_dir):
         for stale in releases_dir.glob(f"{_BUILDING}*"):  # we hold the lock: its builder is dead
             log.warning("removing %s, left by a build that died", stale.name)
             shutil.rmtree(stale)
-        if promoted.exists():
-            release = _finished_before(promoted, plan)
-        else:
-            release = _build(releases_dir, promoted, plan, rows, audio)
-        _point_latest_to(promoted)
+        for old in releases_dir.glob(f"{_BUILT}*"):
+            if old != aside:
+                log.info("removing %s, which was never promoted and is out of date", old.name)
+                _remove(old)
+        release = _finished_before(releases_dir, plan) or _build(releases_dir, aside, plan, rows, audio)
     log.info(
-        "release %s: %d rows, reused: %s",
-        promoted.name,
+        "release %s is whole: %d rows, reused: %s",
+        plan.release_id,
         sum(file.rows for file in release.manifest.files),
         release.reused,
     )
+    for name, source in release.manifest.sources.items():
+        if source.left_out:
+            log.warning("%s: rows whose clip cannot be published were left out: %s", name, source.left_out)
     return release
+
+
+def promote(releases_dir: Path, release_id: str) -> Path:
+    """Make a release that lies aside the one that `latest` names; doing it again changes nothing.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        ReleaseError: If there is no such release.
+    """
+    promoted = releases_dir / release_id
+    with _only_builder(releases_dir):
+        there = find_release(releases_dir, release_id)
+        if there != promoted:
+            (there / _REVIEW).unlink(missing_ok=True)
+            there.rename(promoted)
+        _point_latest_to(promoted)
+    return promoted
+
+
+def find_release(releases_dir: Path, release_id: str) -> Path:
+    """Return the folder of a whole release, promoted or aside.
+
+    Raises:
+        ReleaseError: If there is no such release.
+    """
+    for path in (releases_dir / release_id, releases_dir / f"{_BUILT}{release_id}"):
+        if path.exists():
+            return path
+    raise ReleaseError(
+        f"release {release_id} is not in {releases_dir}: the tasks merge and publish must see the same SIFT_HOME"
+    )
+
+
+def unpromoted(releases_dir: Path) -> dict[str, Path]:
+    """Return whole releases that `latest` has not come to yet, by id: those aside, and newer ones than the latest."""
+    latest = (releases_dir / LATEST).resolve().name if (releases_dir / LATEST).exists() else ""
+    aside = {path.name.removeprefix(_BUILT): path for path in releases_dir.glob(f"{_BUILT}*")}
+    # Promoted by a run that died before it could point `latest` to it.
+    return aside | {path.name: path for path in promoted_releases(releases_dir) if path.name > latest}
+
+
+def ask_for_review(release: Path) -> None:
+    """Mark a release that lies aside: it must not be promoted without an approval."""
+    (release / _REVIEW).touch()
+
+
+def awaits_review(release: Path) -> bool:
+    """Tell whether a release was marked so.
+
+    Once asked, always asked: a later run that does not review must not publish what was rejected.
+    """
+    return (release / _REVIEW).exists()
+
+
+def prune_releases(releases_dir: Path, keep: int) -> list[str]:
+    """Remove the oldest promoted releases.
+
+    Args:
+        releases_dir: Folder of all releases.
+        keep: Releases to keep, among them the one that `latest` names; 0: all.
+
+    Returns:
+        Ids of what was removed.
+    """
+    if not keep:
+        return []
+    with _only_builder(releases_dir):
+        latest = (releases_dir / LATEST).resolve()
+        others = [path for path in promoted_releases(releases_dir) if path.resolve() != latest]
+        removed = sorted(others, key=lambda path: path.name, reverse=True)[keep - 1 :]
+        for path in removed:
+            _remove(path)
+    return [path.name for path in removed]
+
+
+def promoted_releases(releases_dir: Path) -> list[Path]:
+    """Return the folders of promoted releases; neither the `latest` link nor what lies aside."""
+    found = [manifest.parent for manifest in releases_dir.glob(f"[!.]*/{MANIFEST_NAME}")]
+    return [path for path in found if not path.is_symlink()]
+
+
+def _remove(release: Path) -> None:
+    """Remove a release: out of sight first, so that no half of it is ever seen."""
+    condemned = release.parent / f"{_BUILDING}{release.name.lstrip('.')}"
+    release.rename(condemned)
+    shutil.rmtree(condemned)
 
 
 def verify_release(
@@ -202,8 +340,8 @@ def verify_release(
 ) -> Manifest:
     """Read a release back and hold it against its manifest.
 
-    Every file is read whole for its hash, its modes and responses are looked at row by row, and `datasets` opens the
-    release. Audio is not decoded.
+    Every file is read whole for its hash, its modes and responses are looked at row by row, and `datasets` opens both
+    configurations. Audio is not decoded.
 
     Args:
         release: Its folder.
@@ -250,26 +388,30 @@ def _damaged(release: Path, files: Collection[FileEntry]) -> list[str]:
 
 def _verify_source(release: Path, name: str, source: SourceEntry) -> None:
     """Hold one source's files against its entry, reading all columns that decide what a row is for."""
-    rows_by_mode: Counter[str] = Counter()
-    for entry in source.files:
-        file = pq.ParquetFile(release / entry.path)
-        if not file.schema_arrow.equals(PUBLISHED_SCHEMA, check_metadata=True):
-            raise ReleaseError(f"{release.name}: {entry.path} has another schema:\n{file.schema_arrow}")
-        rows, size = file.metadata.num_rows, (release / entry.path).stat().st_size
-        if (rows, size) != (entry.rows, entry.bytes):
+    for split_name, split in source.splits.items():
+        rows_by_mode: Counter[str] = Counter()
+        for entry in split.files:
+            file = pq.ParquetFile(release / entry.path)
+            if not file.schema_arrow.equals(PUBLISHED_SCHEMA, check_metadata=True):
+                raise ReleaseError(f"{release.name}: {entry.path} has another schema:\n{file.schema_arrow}")
+            rows, size = file.metadata.num_rows, (release / entry.path).stat().st_size
+            if (rows, size) != (entry.rows, entry.bytes):
+                raise ReleaseError(
+                    f"{release.name}: {entry.path} has {rows} rows in {size} bytes, not {entry.rows} in {entry.bytes}"
+                )
+            for group in range(file.num_row_groups):
+                records = file.read_row_group(group, columns=["mode", "task", "sift_response", "source_dataset"])
+                empty = pc.sum(pc.equal(pc.fill_null(records["sift_response"], ""), "")).as_py()
+                if empty:
+                    raise ReleaseError(f"{release.name}: {entry.path} has {empty} rows without a response")
+                for column, wanted in (("source_dataset", name), ("task", source.task)):
+                    if not pc.all(pc.equal(records[column], wanted), min_count=0).as_py():
+                        raise ReleaseError(f"{release.name}: {entry.path} holds rows whose {column} is not {wanted!r}")
+                rows_by_mode.update(_counts(modes_or_tasks(records)))
+        if rows_by_mode != split.rows_by_mode:
             raise ReleaseError(
-                f"{release.name}: {entry.path} has {rows} rows in {size} bytes, not {entry.rows} in {entry.bytes}"
+                f"{release.name}: {split_name} of {name} holds the rows {dict(rows_by_mode)}, not {split.rows_by_mode}"
             )
-        for group in range(file.num_row_groups):
-            records = file.read_row_group(group, columns=["mode", "sift_response", "source_dataset"])
-            empty = pc.sum(pc.equal(pc.fill_null(records["sift_response"], ""), "")).as_py()
-            if empty:
-                raise ReleaseError(f"{release.name}: {entry.path} has {empty} rows without a response")
-            if not pc.all(pc.equal(records["source_dataset"], name), min_count=0).as_py():
-                raise ReleaseError(f"{release.name}: {entry.path} holds rows of other sources")
-            rows_by_mode.update(_counts(records["mode"]))
-    if rows_by_mode != source.rows_by_mode or rows_by_mode.total() != source.rows:
-        raise ReleaseError(f"{release.name}: {name} holds the rows {dict(rows_by_mode)}, not {source.rows_by_mode}")
 
 
 def _check_plan(plan: ReleasePlan) -> None:
@@ -293,23 +435,35 @@ def _only_builder(releases_dir: Path) -> Iterator[None]:
         yield
 
 
-def _finished_before(promoted: Path, plan: ReleasePlan) -> Release:
-    """The release that a run of the same plan built and promoted before it died."""
-    manifest = verify_release(promoted)
+def _finished_before(releases_dir: Path, plan: ReleasePlan) -> Release | None:
+    """The release that an earlier run of the same plan built; None if there is none that is whole."""
+    promoted, aside = releases_dir / plan.release_id, releases_dir / f"{_BUILT}{plan.release_id}"
+    there = promoted if promoted.exists() else aside
+    if not there.exists():
+        return None
+    try:
+        manifest = verify_release(there)
+    except ReleaseError as error:
+        if there == promoted:
+            raise
+        log.warning("built anew: %s", error)
+        _remove(aside)
+        return None
     if needs_release(manifest, plan.fingerprints):
-        raise ReleaseError(f"{promoted} exists and holds other rows; give this release another id")
-    return Release(promoted, manifest, reused=tuple(plan.sources))
+        raise ReleaseError(f"{there} exists and holds other rows; give this release another id")
+    return Release(there, manifest, reused=tuple(plan.sources))
 
 
 def _build(
     releases_dir: Path,
-    promoted: Path,
+    aside: Path,
     plan: ReleasePlan,
     rows: Callable[[str], Iterator[pa.Table]],
     audio: Callable[[str], AudioReader],
 ) -> Release:
-    """Build a release aside and rename it to its place."""
+    """Build and verify a release; only then does it get the name of one that is whole."""
     building = releases_dir / f"{_BUILDING}{plan.release_id}"
+    require(plan.gates, plan.release_id)
     latest = latest_manifest(releases_dir)
     reusable = latest.sources if latest and latest.writer_version == WRITER_VERSION else {}
     building.mkdir()
@@ -329,7 +483,9 @@ def _build(
                 entry = _entry(name, source, written)
             # A corpus can move to a revision that changes none of its rows.
             entries[name] = entry.model_copy(update=_facts(source))
-        manifest = _manifest(plan, entries)
+        gates = (*plan.gates, *rows_add_up(entries))
+        require(gates, plan.release_id)
+        manifest = _manifest(plan, entries, (*gates, *READ_BACK))
         write_manifest(building, manifest)
         (building / CARD_NAME).write_text(build_card(plan, manifest), encoding="utf-8")
         # A new file was read back for its hash behind its writer, a linked one before it was linked. Hashing them again
@@ -342,11 +498,11 @@ def _build(
         }
         verify_release(building, scratch=building, already_hashed={file.path for file in manifest.files} - copied)
         _sync_tree(building)
-        building.rename(promoted)
+        building.rename(aside)
     except BaseException:  # a task that is told to stop raises no Exception
         shutil.rmtree(building, ignore_errors=True)
         raise
-    return Release(promoted, manifest, tuple(reused))
+    return Release(aside, manifest, tuple(reused))
 
 
 def _link_files(latest: Path, building: Path, entry: SourceEntry) -> bool:
@@ -367,15 +523,19 @@ def _link_files(latest: Path, building: Path, entry: SourceEntry) -> bool:
 def _entry(name: str, source: SourcePlan, written: SourceFiles) -> SourceEntry:
     return SourceEntry(
         **_facts(source),
-        rows=written.rows,
-        rows_by_mode=written.rows_by_mode,
-        clips=written.clips,
+        splits={
+            split: SplitEntry(
+                rows_by_mode=part.rows_by_mode,
+                clips=part.clips,
+                arrow_bytes=part.arrow_bytes,
+                files=tuple(
+                    FileEntry(path=f"data/{name}/{file.name}", rows=file.rows, bytes=file.bytes, sha256=file.sha256)
+                    for file in part.files
+                ),
+            )
+            for split, part in written.splits.items()
+        },
         left_out=written.left_out,
-        arrow_bytes=written.arrow_bytes,
-        files=tuple(
-            FileEntry(path=f"data/{name}/{file.name}", rows=file.rows, bytes=file.bytes, sha256=file.sha256)
-            for file in written.files
-        ),
     )
 
 
@@ -386,11 +546,15 @@ def _facts(source: SourcePlan) -> dict[str, Any]:
         "revision": source.revision,
         "licence": source.licence,
         "redistributable": source.redistributable,
+        "task": source.task,
+        "accepted": source.accepted,
         "modes": dict(source.modes),
+        "prompts": dict(source.prompts),
+        "generator": source.generator,
     }
 
 
-def _manifest(plan: ReleasePlan, entries: dict[str, SourceEntry]) -> Manifest:
+def _manifest(plan: ReleasePlan, entries: dict[str, SourceEntry], gates: tuple[Gate, ...]) -> Manifest:
     if not any(entry.rows for entry in entries.values()):
         reasons = merge_counts(*(entry.left_out for entry in entries.values()))
         raise ReleaseError(
@@ -404,7 +568,10 @@ def _manifest(plan: ReleasePlan, entries: dict[str, SourceEntry]) -> Manifest:
         sources=entries,
         generator=dict(plan.generator),
         modes=dict(plan.modes),
+        narrowed=plan.narrowed,
         verdicts={mode: dict(counts) for mode, counts in plan.verdicts.items()},
+        quality={mode: dict(measures) for mode, measures in plan.quality.items()},
+        gates=gates,
     )
 
 
@@ -438,5 +605,5 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _counts(values: pa.ChunkedArray) -> dict[str, int]:
+def _counts(values: pa.Array) -> dict[str, int]:
     return {count["values"]: count["counts"] for count in values.value_counts().to_pylist()}

@@ -50,6 +50,7 @@ RECIPE = SourceRecipe(
     licence="CC-BY-4.0",
     redistributable=True,
     url="https://groups.inf.ed.ac.uk/ami/corpus/",
+    citation="J. Carletta et al., The AMI Meeting Corpus: A Pre-announcement, MLMI 2005, doi:10.1007/11677482_3",
     task="transcribe",
     expected_rows=108_502,
     max_rows=80_000,

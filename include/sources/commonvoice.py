@@ -32,6 +32,10 @@ RECIPE = SourceRecipe(
     licence="CC0-1.0",
     redistributable=True,
     url="https://commonvoice.mozilla.org",
+    citation=(
+        "R. Ardila, M. Branson, K. Davis, M. Kohler, J. Meyer, M. Henretty, R. Morais, L. Saunders, F. Tyers and "
+        "G. Weber, Common Voice: A Massively-Multilingual Speech Corpus, LREC 2020"
+    ),
     expected_rows=1_101_170,
     max_rows=100_000,
     schedule="10 4 * * 0",

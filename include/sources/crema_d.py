@@ -32,6 +32,11 @@ RECIPE = SourceRecipe(
     licence="ODbL-1.0",
     redistributable=True,
     url="https://github.com/CheyneyComputerScience/CREMA-D",
+    citation=(
+        "H. Cao, D. G. Cooper, M. K. Keutmann, R. C. Gur, A. Nenkova and R. Verma, CREMA-D: Crowd-sourced "
+        "Emotional Multimodal Actors Dataset, IEEE Transactions on Affective Computing 5(4), 2014, "
+        "doi:10.1109/TAFFC.2014.2336244"
+    ),
     expected_rows=7_442,
     schedule="0 3 * * 0",
 )

@@ -30,6 +30,10 @@ RECIPE = SourceRecipe(
     licence="research use, by licence form",
     redistributable=False,
     url="https://github.com/HLTSingapore/Emotional-Speech-Data",
+    citation=(
+        "K. Zhou, B. Sisman, R. Liu and H. Li, Emotional voice conversion: Theory, databases and ESD, Speech "
+        "Communication 137, 2022, doi:10.1016/j.specom.2021.11.006"
+    ),
     expected_rows=17_500,
     schedule="40 3 * * 0",
 )

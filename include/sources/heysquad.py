@@ -25,6 +25,10 @@ RECIPE = SourceRecipe(
     licence="CC-BY-4.0",
     redistributable=True,
     url="https://huggingface.co/datasets/yijingwu/HeySQuAD_human",
+    citation=(
+        "Y. Wu, S. Rallabandi, R. Srinivasamurthy, P. P. Dakle, A. Gon and P. Raghavan, HeySQuAD: A Spoken "
+        "Question Answering Dataset, arXiv:2304.13689, 2023"
+    ),
     task="answer",
     expected_rows=71_990,
     max_rows=140_000,

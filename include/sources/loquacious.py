@@ -30,6 +30,10 @@ RECIPE = SourceRecipe(
     licence="CC-BY-3.0 and CC-BY-4.0",
     redistributable=True,
     url="https://huggingface.co/datasets/speechbrain/LoquaciousSet",
+    citation=(
+        "T. Parcollet, Y. Tseng, S. Zhang and R. C. van Dalen, Loquacious Set: 25,000 Hours of Transcribed and "
+        "Diverse English Speech Recognition Data for Research and Commercial Use, Interspeech 2025"
+    ),
     task="transcribe",
     max_rows=350_000,
     schedule="20 4 * * 0",

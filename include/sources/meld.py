@@ -29,6 +29,10 @@ RECIPE = SourceRecipe(
     licence="GPL-3.0",
     redistributable=False,
     url="https://affective-meld.github.io",
+    citation=(
+        "S. Poria, D. Hazarika, N. Majumder, G. Naik, E. Cambria and R. Mihalcea, MELD: A Multimodal Multi-Party "
+        "Dataset for Emotion Recognition in Conversations, ACL 2019, doi:10.18653/v1/P19-1050"
+    ),
     expected_rows=13_708,
     largest_class={"emotion": "neutral"},
     schedule="0 4 * * 0",

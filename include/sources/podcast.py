@@ -47,6 +47,11 @@ RECIPE = SourceRecipe(
     licence="MSP-Podcast academic licence",
     redistributable=False,
     url="https://ecs.utdallas.edu/research/researchlabs/msp-lab/MSP-Podcast.html",
+    citation=(
+        "R. Lotfian and C. Busso, Building Naturalistic Emotionally Balanced Speech Corpus by Retrieving Emotional "
+        "Speech from Existing Podcast Recordings, IEEE Transactions on Affective Computing 10(4), 2019, "
+        "doi:10.1109/TAFFC.2017.2736999"
+    ),
     expected_rows=149_307,
     schedule="50 3 * * 0",
 )

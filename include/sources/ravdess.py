@@ -31,6 +31,10 @@ RECIPE = SourceRecipe(
     licence="CC-BY-NC-SA-4.0",
     redistributable=True,
     url="https://zenodo.org/records/1188976",
+    citation=(
+        "S. R. Livingstone and F. A. Russo, The Ryerson Audio-Visual Database of Emotional Speech and Song "
+        "(RAVDESS), PLoS ONE 13(5), 2018, doi:10.1371/journal.pone.0196391"
+    ),
     expected_rows=1_440,
     schedule="10 3 * * 0",
 )

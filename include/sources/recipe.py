@@ -166,6 +166,7 @@ class SourceRecipe:
         url: Where the corpus comes from.
         licence: Licence as its owners state it.
         redistributable: Whether its audio may be published again.
+        citation: How its owners ask to be cited, one reference in plain text; "" while nobody has looked it up.
         language: ISO 639-1.
         task: What its samples are for.
         key: Column that names a row, the same in every revision of the corpus.
@@ -176,6 +177,8 @@ class SourceRecipe:
         max_rows: Most rows that are staged, chosen by hash; None: all. The setting `max_rows` overrides it.
         largest_class: Canonical column -> label that must be its most frequent one, where that is known of the corpus:
             it shows integer labels that were read in the wrong order.
+        held_out_speakers: Speakers whose clips a release holds out of training; none: by the rule of
+            docs/decisions/0010-held-out.md.
         schedule: Cron of the refresh, UTC.
         max_reject_share: Share of unusable rows above which a load fails before anything is merged.
         card: Markdown that describes the corpus: its module's docstring, set by the registry.
@@ -189,6 +192,7 @@ class SourceRecipe:
     licence: str
     redistributable: bool
     url: str
+    citation: str = ""
     config: str = "default"
     splits: tuple[str, ...] = ("train",)
     data_files: Mapping[str, tuple[str, ...]] | None = None
@@ -200,6 +204,7 @@ class SourceRecipe:
     expected_rows: int | None = None
     max_rows: int | None = None
     largest_class: Mapping[str, str] | None = None
+    held_out_speakers: tuple[str, ...] = ()
     schedule: str = "0 3 * * 0"
     max_reject_share: float = 0.2
     card: str = ""
@@ -212,6 +217,8 @@ class SourceRecipe:
         for column in needed:
             if column not in self.fields:
                 raise ValueError(f"recipe {self.name}: fields must hold '{column}'")
+        if self.held_out_speakers and "speaker" not in self.fields:
+            raise ValueError(f"recipe {self.name}: held_out_speakers needs a field 'speaker' to find them by")
 
     @property
     def kinds(self) -> dict[str, ColumnKind]:

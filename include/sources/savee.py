@@ -30,6 +30,10 @@ RECIPE = SourceRecipe(
     licence="research use, on request",
     redistributable=False,
     url="https://kahlan.eps.surrey.ac.uk/savee/",
+    citation=(
+        "S. Haq and P. J. B. Jackson, Multimodal Emotion Recognition, in W. Wang (ed.), Machine Audition: "
+        "Principles, Algorithms and Systems, IGI Global, 2010"
+    ),
     expected_rows=480,
     schedule="30 3 * * 0",
 )

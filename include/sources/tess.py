@@ -30,6 +30,10 @@ RECIPE = SourceRecipe(
     licence="CC-BY-NC-ND-4.0",
     redistributable=False,
     url="https://doi.org/10.5683/SP2/E8H2MF",
+    citation=(
+        "M. K. Pichora-Fuller and K. Dupuis, Toronto emotional speech set (TESS), Borealis, 2020, "
+        "doi:10.5683/SP2/E8H2MF"
+    ),
     expected_rows=2_800,
     schedule="20 3 * * 0",
 )

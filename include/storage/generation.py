@@ -59,21 +59,42 @@ class Scope:
 
 @dataclass(kw_only=True)
 class Progress:
-    """A row of `generation.runs`: how far one shard of one mode has come."""
+    """A row of `generation.runs`: how far one shard of one mode has come in a run, over all attempts of its task.
+
+    Attributes:
+        run_id: The run.
+        mode: By name.
+        shard: This shard of `shards`.
+        shards: Number of shards of the mode.
+        status: What the task is at, or how it ended.
+        device: What the engine runs on; None until its model is loaded.
+        total: Prompts that the run has to deal with: `done`, and what was pending when this attempt began.
+        accepted: Prompts with an accepted response.
+        rejected: Texts that were rejected.
+        given_up: Prompts whose last try was rejected.
+        response_tokens: Tokens of all texts.
+        tokens_per_s: Response tokens a second over the last minute.
+        eta_s: Seconds left at the pace of the last minute.
+    """
 
     run_id: str
     mode: str
     shard: int
     shards: int
-    status: str = "loading model"
-    device: str | None = None
-    total: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    given_up: int = 0
-    response_tokens: int = 0
-    tokens_per_s: float | None = None
-    eta_s: float | None = None
+    status: str
+    device: str | None
+    total: int
+    accepted: int
+    rejected: int
+    given_up: int
+    response_tokens: int
+    tokens_per_s: float | None
+    eta_s: float | None
+
+    @property
+    def done(self) -> int:
+        """Prompts that were dealt with."""
+        return self.accepted + self.given_up
 
 
 @dataclass(frozen=True)
@@ -127,10 +148,15 @@ def pending_window(warehouse: Warehouse, scope: Scope, mode: str, mode_hash: str
     return pa.Table.from_batches(batches, schema=PENDING_SCHEMA)
 
 
-def store_responses(warehouse: Warehouse, judged: Sequence[JudgedResponse]) -> None:
+def store_responses(warehouse: Warehouse, judged: Sequence[JudgedResponse], progress: Progress) -> None:
     """Store a finished batch in one transaction: accepted ones as responses, the others as attempts.
 
     What is there already stays: two overlapping attempts of one shard cannot overwrite anything.
+
+    Args:
+        warehouse: Where to.
+        judged: The batch.
+        progress: How far the shard is with it; in the same transaction, so that a kill cannot part the two.
     """
     with warehouse.transaction() as connection, connection.cursor() as cursor:
         for name, rows in (
@@ -138,12 +164,35 @@ def store_responses(warehouse: Warehouse, judged: Sequence[JudgedResponse]) -> N
             ("insert_attempt", [row for row in judged if row.verdict != "accepted"]),
         ):
             cursor.executemany(statement(name), [_response_row(row) for row in rows])
+        cursor.execute(statement("update_run"), asdict(progress))
 
 
-def save_progress(warehouse: Warehouse, progress: Progress) -> None:
-    """Write the shard's row of `generation.runs`."""
+def start_run(
+    warehouse: Warehouse, *, run_id: str, mode: str, shard: int, shards: int, status: str, pending: int
+) -> Progress:
+    """Begin the shard's row of `generation.runs`, or go on with the one of an earlier attempt.
+
+    Args:
+        warehouse: Where it is.
+        run_id: The run.
+        mode: By name.
+        shard: This shard of `shards`.
+        shards: Number of shards of the mode.
+        status: What the task is at.
+        pending: Prompts that are left to do.
+    """
+    params = {"run_id": run_id, "mode": mode, "shard": shard, "shards": shards, "status": status, "pending": pending}
     with warehouse.connection() as connection:
-        connection.execute(statement("upsert_run"), asdict(progress))
+        row = connection.execute(statement("start_run"), params).fetchone()
+    assert row
+    return Progress(**row)
+
+
+def end_run(warehouse: Warehouse, progress: Progress, status: str) -> None:
+    """Write into the shard's row of `generation.runs` how it ended."""
+    params = {"run_id": progress.run_id, "mode": progress.mode, "shard": progress.shard, "status": status}
+    with warehouse.connection() as connection:
+        connection.execute(statement("end_run"), params)
 
 
 def list_progress(warehouse: Warehouse, since: datetime) -> list[dict[str, Any]]:
@@ -156,31 +205,52 @@ def list_progress(warehouse: Warehouse, since: datetime) -> list[dict[str, Any]]
 def shard_lock(warehouse: Warehouse, mode: str, shard: int) -> Iterator[None]:
     """Hold a shard of a mode; a second holder waits until the first one ends, however it ends."""
     with warehouse.connection() as connection:
+        # The server frees the lock when the connection ends. That of a machine which lost its power ends when the
+        # server asks after it; by default it would do so after two hours.
+        for name, value in (("idle", "60"), ("interval", "20"), ("count", "3")):
+            connection.execute("select set_config(%s, %s, false)", [f"tcp_keepalives_{name}", value])
         connection.execute("select pg_advisory_lock(hashtextextended(%s, 0))", [f"generate {mode} {shard}"])
         yield
 
 
 def coverage(
-    warehouse: Warehouse, sources: Sequence[str], modes: Sequence[str], max_attempts: int
+    warehouse: Warehouse,
+    sources: Sequence[str],
+    modes: Sequence[str],
+    max_attempts: int,
+    max_samples: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Count staged, accepted, pending and given-up prompts by source and mode."""
-    params = {"sources": list(sources), "modes": list(modes), "max_attempts": max_attempts}
+    """Count staged, accepted, pending and given-up prompts by source and mode, of at most so many samples a source."""
+    params = {
+        "sources": list(sources),
+        "modes": list(modes),
+        "max_attempts": max_attempts,
+        "max_samples": max_samples,
+    }
     with warehouse.connection() as connection:
         return connection.execute(statement("coverage"), params).fetchall()
 
 
-def count_verdicts(warehouse: Warehouse, sources: Sequence[str]) -> dict[str, dict[str, int]]:
+def count_verdicts(
+    warehouse: Warehouse, sources: Sequence[str], max_samples: int | None = None
+) -> dict[str, dict[str, int]]:
     """Count verdicts on all texts written under the current prompts: mode -> verdict -> texts."""
     return {
         mode: {verdict: sum(by_source.values()) for verdict, by_source in verdicts.items()}
-        for mode, verdicts in verdicts_by_source(warehouse, sources).items()
+        for mode, verdicts in verdicts_by_source(warehouse, sources, max_samples).items()
     }
 
 
-def verdicts_by_source(warehouse: Warehouse, sources: Sequence[str]) -> dict[str, dict[str, dict[str, int]]]:
-    """Count verdicts on all texts written under the current prompts: mode -> verdict -> source -> texts."""
+def verdicts_by_source(
+    warehouse: Warehouse, sources: Sequence[str], max_samples: int | None = None
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Count verdicts on all texts written under the current prompts: mode -> verdict -> source -> texts.
+
+    With `max_samples` only those on the samples that a run of so many takes.
+    """
+    params = {"sources": list(sources), "max_samples": max_samples}
     with warehouse.connection() as connection:
-        rows = connection.execute(statement("verdicts"), {"sources": list(sources)}).fetchall()
+        rows = connection.execute(statement("verdicts"), params).fetchall()
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for row in rows:
         counts.setdefault(row["mode"], {}).setdefault(row["verdict"], {})[row["source"]] = row["texts"]

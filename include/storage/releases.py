@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from include.schema import Task
 from include.storage.warehouse import Warehouse, statement
 
 PUBLISHED_ROWS_SCHEMA = pa.schema(
@@ -24,25 +29,107 @@ PUBLISHED_ROWS_SCHEMA = pa.schema(
         ("audio_file", pa.string()),
         ("audio_row_group", pa.int32()),
         ("audio_row", pa.int32()),
+        ("held_out", pa.bool_()),
+        ("task", pa.string()),
         ("mode", pa.string()),
         ("response", pa.string()),
     ]
 )
 
+MIN_SPEAKERS = 200
+"""Known speakers from which on a corpus has some held out; with fewer, one in a hundred may be none or too much."""
+HELD_OUT_ONE_IN = 100
+"""One speaker in so many is held out, or one text where speakers are unknown."""
 
-def published_rows(warehouse: Warehouse, source: str, modes: Sequence[str]) -> Iterator[pa.Table]:
+
+@dataclass(frozen=True, kw_only=True)
+class SourceQuery:
+    """Which rows of a source belong to a release.
+
+    Attributes:
+        source: Name of the source.
+        task: "sift" (accepted responses), "transcribe" (the transcript) or "answer" (the staged answer).
+        modes: Modes of the task "sift".
+        held_out_speakers: Speakers whose rows are held out; none: by hash (docs/decisions/0010-held-out.md).
+        max_samples: Most samples, the same ones every time; None: all.
+    """
+
+    source: str
+    task: Task
+    modes: Sequence[str]
+    held_out_speakers: Sequence[str] = ()
+    max_samples: int | None = None
+
+    def params(self) -> dict[str, Any]:
+        """Return what source_rows.sql is to be given."""
+        return {
+            "source": self.source,
+            "task": self.task,
+            "modes": list(self.modes),
+            "held_out_speakers": list(self.held_out_speakers),
+            "min_speakers": MIN_SPEAKERS,
+            "held_out_one_in": HELD_OUT_ONE_IN,
+            "max_samples": self.max_samples,
+        }
+
+
+@dataclass(frozen=True)
+class SourceContents:
+    """What a source's part of a release would hold now.
+
+    Attributes:
+        fingerprint: One value that changes with any row, or with the side that a row is on.
+        rows: Split ("train", "heldout") -> mode, or the task of rows without one -> accepted rows.
+        mode_hashes: Mode -> every mode_hash that its accepted responses were written under.
+        prompts: Mode -> digest over the prompt hashes of its accepted responses, in any order.
+    """
+
+    fingerprint: str
+    rows: dict[str, dict[str, int]]
+    mode_hashes: dict[str, tuple[str, ...]]
+    prompts: dict[str, str]
+
+
+def published_rows(warehouse: Warehouse, query: SourceQuery) -> Iterator[pa.Table]:
     """Yield a source's accepted rows (PUBLISHED_ROWS_SCHEMA), clip by clip, a clip's modes together."""
-    params = {"source": source, "modes": list(modes)}
-    for batch in warehouse.stream(statement("published_rows"), params, PUBLISHED_ROWS_SCHEMA):
+    for batch in warehouse.stream(_over_rows("published_rows"), query.params(), PUBLISHED_ROWS_SCHEMA):
         yield pa.Table.from_batches([batch])
 
 
-def source_fingerprints(warehouse: Warehouse, sources: Sequence[str], modes: Sequence[str]) -> dict[str, str]:
-    """Return, for each source with accepted rows, one value that changes with any of them."""
-    params = {"sources": list(sources), "modes": list(modes)}
+def source_contents(warehouse: Warehouse, query: SourceQuery) -> SourceContents | None:
+    """Return what a source's part of a release would hold; None if it has no accepted row."""
     with warehouse.connection() as connection:
-        rows = connection.execute(statement("source_fingerprints"), params).fetchall()
-    return {row["source"]: row["fingerprint"] for row in rows}
+        groups = connection.execute(_over_rows("source_contents"), query.params()).fetchall()
+    # Here and not there: with an order, the database would sort all rows to group them.
+    groups.sort(key=lambda group: (group["held_out"], group["mode"], group["mode_hash"] or ""))
+    if not groups:
+        return None
+    rows: dict[str, dict[str, int]] = {}
+    mode_hashes: dict[str, tuple[str, ...]] = {}
+    prompts: dict[str, int] = {}
+    for group in groups:
+        by_mode = rows.setdefault("heldout" if group["held_out"] else "train", {})
+        key = group["mode"] or group["task"]
+        by_mode[key] = by_mode.get(key, 0) + group["rows"]
+        if group["mode_hash"]:
+            known = mode_hashes.get(key, ())
+            mode_hashes[key] = known if group["mode_hash"] in known else (*known, group["mode_hash"])
+            prompts[key] = prompts.get(key, 0) + int(group["prompts"])
+    return SourceContents(
+        _digest([list(group.values()) for group in groups]),
+        rows,
+        mode_hashes,
+        {mode: _digest(total) for mode, total in prompts.items()},
+    )
+
+
+def _over_rows(name: str) -> sql.Composed:
+    """The statement `name` over the rows of source_rows.sql."""
+    return sql.SQL(statement(name).as_string()).format(rows=statement("source_rows"))
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
 
 
 def staged_files(warehouse: Warehouse, source: str) -> dict[str, str]:
@@ -52,23 +139,18 @@ def staged_files(warehouse: Warehouse, source: str) -> dict[str, str]:
     return {row["audio_file"]: row["blob_id"] for row in rows}
 
 
-def released_modes(
-    warehouse: Warehouse, sources: Sequence[str], modes: Sequence[str]
-) -> dict[str, dict[str, tuple[str, dict[str, Any]]]]:
-    """Return what the current responses were made with: source -> mode -> (mode_hash, all that it covers)."""
-    params = {"sources": list(sources), "modes": list(modes)}
+def mode_inputs(warehouse: Warehouse, hashes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return all that these mode hashes cover: mode_hash -> inputs."""
     with warehouse.connection() as connection:
-        rows = connection.execute(statement("released_modes"), params).fetchall()
-    found: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {}
-    for row in rows:
-        found.setdefault(row["source"], {})[row["mode"]] = (row["mode_hash"], row["inputs"])
-    return found
+        rows = connection.execute(statement("mode_inputs"), {"hashes": list(hashes)}).fetchall()
+    return {row["mode_hash"]: row["inputs"] for row in rows}
 
 
-def is_recorded(warehouse: Warehouse, release_id: str) -> bool:
-    """Whether `publish.releases` knows the release."""
+def is_recorded(warehouse: Warehouse, target: str, release_id: str) -> bool:
+    """Whether `publish.releases` knows the release of this target."""
+    params = {"target": target, "release_id": release_id}
     with warehouse.connection() as connection:
-        return bool(connection.execute(statement("find_release"), {"release_id": release_id}).fetchone())
+        return bool(connection.execute(statement("find_release"), params).fetchone())
 
 
 def record_release(warehouse: Warehouse, release: Mapping[str, Any]) -> None:
@@ -79,6 +161,6 @@ def record_release(warehouse: Warehouse, release: Mapping[str, Any]) -> None:
 
 
 def list_releases(warehouse: Warehouse, most: int = 50) -> list[dict[str, Any]]:
-    """Return the newest releases, newest first."""
+    """Return the newest releases of all targets, newest first, each with its `total_rows` and `bytes`."""
     with warehouse.connection() as connection:
         return connection.execute(statement("list_releases"), {"most": most}).fetchall()

@@ -245,10 +245,13 @@ def list_unmapped(warehouse: Warehouse) -> list[dict[str, Any]]:
         return connection.execute(statement("list_unmapped")).fetchall()
 
 
-def label_distribution(warehouse: Warehouse, sources: list[str]) -> dict[str, dict[str, dict[str, int]]]:
+def label_distribution(
+    warehouse: Warehouse, sources: list[str], max_samples: int | None = None
+) -> dict[str, dict[str, dict[str, int]]]:
     """Count canonical labels of unretired samples: source -> column -> label -> rows, most frequent first."""
+    params = {"sources": sources, "max_samples": max_samples}
     with warehouse.connection() as connection:
-        rows = connection.execute(statement("label_distribution"), {"sources": sources}).fetchall()
+        rows = connection.execute(statement("label_distribution"), params).fetchall()
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for row in rows:
         counts.setdefault(row["source"], {}).setdefault(row["field"], {})[row["value"]] = row["rows"]

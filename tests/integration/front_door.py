@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+import httpx
 import psutil
 
 from include.local.airflow import AirflowApi
@@ -70,6 +74,22 @@ class FrontDoor:
                 if str(self.home) in said:
                     found.append(process)
         return found
+
+    def answer(self, dag: str, run_id: str, task_id: str, option: str) -> dict[str, Any]:
+        """Answer what a task asks, as the web UI does under Required Actions; returns what it asked.
+
+        Not within a second, as nobody does: Airflow's scheduler has to hear first that the task waits, or asks again.
+        """
+        time.sleep(5)
+        path = f"/api/v2/dags/{dag}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/-1/hitlDetails"
+        state = read_state(self.home)
+        assert state
+        with httpx.Client(base_url=state.url) as client:
+            token = client.get("/auth/token").raise_for_status().json()["access_token"]
+            client.headers["Authorization"] = f"Bearer {token}"
+            asked = client.get(path).raise_for_status().json()
+            client.patch(path, json={"chosen_options": [option], "params_input": {}}).raise_for_status()
+        return dict(asked)
 
     @property
     def api(self) -> AirflowApi:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,14 +23,30 @@ from include.local.stack import read_state
 from include.publish.release import verify_release
 from tests.integration.front_door import FrontDoor
 from tests.plugins.browsers import chromium, watched_page
+from tests.s3_server import CREDENTIALS, S3Server, moto_server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def sift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontDoor]:
+def moto() -> Iterator[S3Server]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sift(tmp_path_factory: pytest.TempPathFactory, moto: S3Server) -> Iterator[FrontDoor]:
     """A home in which the demo has run with --keep."""
-    door = FrontDoor(tmp_path_factory.mktemp("a home with blanks") / "sift")
+    connection = {
+        "conn_type": "aws",
+        "login": CREDENTIALS["aws_access_key_id"],
+        "password": CREDENTIALS["aws_secret_access_key"],
+        "extra": {"region_name": CREDENTIALS["region_name"], "endpoint_url": moto.endpoint},
+    }
+    door = FrontDoor(
+        tmp_path_factory.mktemp("a home with blanks") / "sift",
+        settings={"AIRFLOW_CONN_AWS_DEFAULT": json.dumps(connection)},
+    )
     try:
         output = door("demo", "--keep")
         assert "150 texts were written in this run." in output
@@ -87,6 +107,90 @@ def test_a_run_without_work_skips_its_tasks(sift: FrontDoor) -> None:
     states = {task["task_id"]: task["state"] for task in sift.api.tasks("generate_and_publish", run_id[1])}
     assert set(states.values()) == {"skipped"}, states
     assert (sift.home / "releases" / "latest").resolve() == before
+
+
+def states_of(sift: FrontDoor, run_id: str) -> dict[str, str]:
+    """States of the publishing tasks of a run, by their names within the group."""
+    prefix = "merge_and_publish."
+    tasks = sift.api.tasks("generate_and_publish", run_id)
+    return {task["task_id"].removeprefix(prefix): task["state"] for task in tasks if task["task_id"].startswith(prefix)}
+
+
+def start_reviewed(sift: FrontDoor, folder: Path, **params: object) -> str:
+    """Start a run that publishes to a folder, and wait until it asks for approval."""
+    conf = json.dumps({"target": str(folder), **params})
+    run_id = re.search(r"run (manual__\S+),", sift("trigger", "generate_and_publish", "--conf", conf))
+    assert run_id
+    deadline = time.monotonic() + 120
+    while states_of(sift, run_id[1]).get("approve") != "awaiting_input":
+        assert time.monotonic() < deadline, states_of(sift, run_id[1])
+        time.sleep(1)
+    return run_id[1]
+
+
+def end_of(sift: FrontDoor, run_id: str) -> tuple[str, dict[str, str]]:
+    """Wait for the end of a run; its state, and those of its publishing tasks."""
+    deadline = time.monotonic() + 120
+    while (state := sift.api.run("generate_and_publish", run_id)["state"]) in ("queued", "running"):
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    return state, states_of(sift, run_id)
+
+
+def test_a_release_is_published_when_it_is_approved_and_not_before(sift: FrontDoor, tmp_path: Path) -> None:
+    folder = tmp_path / "releases"
+    rejected = start_reviewed(sift, folder, review=True)
+    (aside,) = folder.glob(".built-*")
+    release_id = aside.name.removeprefix(".built-")
+    asked = sift.answer("generate_and_publish", rejected, "merge_and_publish.approve", "Reject")
+    assert asked["subject"] == f"Publish release {release_id}?"
+    assert "| ravdess | 16 | 16 | 16 | 48 | 0 |" in asked["body"]
+    state, states = end_of(sift, rejected)
+    assert state == "success"
+    assert states == {"merge": "success", "approve": "success", "publish": "skipped"}
+    assert [path.name for path in folder.iterdir() if path.name != ".lock"] == [aside.name]
+
+    # The next run finds it whole, and asks although nobody told it to.
+    approved = start_reviewed(sift, folder)
+    assert [path.name for path in folder.glob(".built-*")] == [aside.name]
+    sift.answer("generate_and_publish", approved, "merge_and_publish.approve", "Approve")
+    state, states = end_of(sift, approved)
+    assert (state, set(states.values())) == ("success", {"success"})
+    assert (folder / "latest").resolve().name == release_id
+    verify_release(folder / "latest")
+    listed = sift("releases", COLUMNS="400")
+    assert str(folder) in listed and release_id in listed
+
+
+def test_a_trial_is_published_to_s3_and_said_in_the_log(sift: FrontDoor, moto: S3Server, tmp_path: Path) -> None:
+    moto.client().create_bucket(Bucket="trials")
+    conf = json.dumps({"target": "s3://trials/demo", "max_samples": 2})
+    sift("trigger", "generate_and_publish", "--conf", conf, "--wait")
+    pointer = json.load(moto.client().get_object(Bucket="trials", Key="demo/latest.json")["Body"])
+    files = {split: f"{pointer['uri']}/data/{split}/train-*.parquet" for split in ("commonvoice", "meld", "ravdess")}
+    code = (
+        "import json, sys; from datasets import load_dataset; files, options = map(json.loads, sys.argv[1:3]); "
+        "opened = load_dataset('parquet', data_files=files, storage_options=options, cache_dir=sys.argv[3]); "
+        "print(json.dumps({split: len(rows) for split, rows in opened.items()}))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(files), json.dumps(moto.storage_options()), str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    read = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(read.stdout.splitlines()[-1]) == {"commonvoice": 6, "meld": 6, "ravdess": 6}
+    run = sift.api.runs("generate_and_publish", "manual")[0]
+    log = "\n".join(sift.api.task_log("generate_and_publish", run["dag_run_id"], "merge_and_publish.publish", 1))
+    assert f"release {pointer['release_id']} is at {pointer['uri']}: sent 3 files" in log
+    assert CREDENTIALS["aws_secret_access_key"] not in log
+    assert "s3://trials/demo" in sift("releases", COLUMNS="400")
+
+
+def test_a_trial_in_the_place_of_the_dataset_is_a_red_task(sift: FrontDoor) -> None:
+    sift("trigger", "generate_and_publish", "--conf", '{"max_samples": 2}', "--wait", status=1)
+    run = sift.api.runs("generate_and_publish", "manual")[0]
+    failed = [t for t in sift.api.tasks("generate_and_publish", run["dag_run_id"]) if t["state"] == "failed"]
+    assert [(task["task_id"], task["try_number"]) for task in failed] == [("plan", 1)]
+    log = "\n".join(sift.api.task_log("generate_and_publish", run["dag_run_id"], "plan", 1))
+    assert "a release with max_samples=2 would take the place of release" in log
 
 
 def test_an_unchanged_corpus_tells_nobody(sift: FrontDoor) -> None:

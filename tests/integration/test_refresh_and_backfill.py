@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -105,6 +106,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         )
         second = hub.commit(SAVEE, {file: savee(1, 2, 3, 4)}, created_at=datetime(2024, 2, 10, tzinfo=UTC))
         settings = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "0"}
+        settings["SIFT_REVIEW_TIMEOUT_H"] = "0.005"  # 18 s
         door = FrontDoor(root / "sift", root / "project", {**settings, "SIFT_HUB": "hf://datasets"})
         try:
             door("up")
@@ -201,6 +203,23 @@ def test_a_twelfth_source_needs_no_other_file(world: World) -> None:
     after = (world.sift.home / "releases" / "latest").resolve()
     assert after != before
     assert (after / "data" / "mine").is_dir() and (after / "data" / "savee").is_dir()
+
+
+def test_a_release_that_nobody_approves_in_time_is_kept_aside(world: World, tmp_path: Path) -> None:
+    world.sift("trigger", "ingest_savee", "--wait")
+    folder = tmp_path / "releases"
+    conf = json.dumps({"target": str(folder), "review": True})
+    world.sift("trigger", "generate_and_publish", "--conf", conf, "--wait", status=1)
+    run = world.sift.api.runs("generate_and_publish", "manual")[0]
+    states = {
+        task["task_id"].rpartition(".")[2]: (task["state"], task["try_number"])
+        for task in world.sift.api.tasks("generate_and_publish", run["dag_run_id"])
+        if task["task_id"].startswith("merge_and_publish.")
+    }
+    # Asked once: the timeout is not tried again.
+    assert states == {"merge": ("success", 1), "approve": ("failed", 1), "publish": ("upstream_failed", 0)}
+    assert len(list(folder.glob(".built-*"))) == 1
+    assert not (folder / "latest").exists()
 
 
 def test_an_upstream_column_that_is_renamed_is_a_red_task_that_names_it(world: World) -> None:

@@ -8,13 +8,6 @@ where w.mode = any(%(modes)s)
     and not w.accepted
     and w.tries < %(max_attempts)s
     and (%(max_samples)s::integer is null or (w.source, w.sample_id) in (
-        select source, sample_id
-        from (
-            select source, sample_id,
-                row_number() over (partition by source order by hashtextextended(sample_id, 0), sample_id) as place
-            from staging.samples
-            where source = any(%(sources)s) and retired_at is null
-        ) as ordered
-        where place <= %(max_samples)s
+        select source, sample_id from staging.first_samples(%(sources)s, %(max_samples)s)
     ))
 group by w.mode, w.source, shard

@@ -1,1 +1,1 @@
-select release_id from publish.releases where release_id = %(release_id)s
+select release_id from publish.releases where target = %(target)s and release_id = %(release_id)s

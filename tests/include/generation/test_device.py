@@ -28,6 +28,7 @@ from include.generation.device import (
     MemoryUse,
     device_candidates,
     lease_device,
+    lease_dir,
     nvml_memory_use,
 )
 
@@ -405,3 +406,15 @@ def test_without_the_drivers_library_nothing_is_checked_and_that_is_said_once(
             assert device.index == "0"
     said = [record for record in caplog.records if "cannot check whether somebody else" in record.message]
     assert len(said) == 1 and "NVML Shared Library Not Found" in said[0].message
+
+
+def test_leases_lie_on_the_machine_and_in_a_folder_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = lease_dir()
+    assert folder.parent == tmp_path and folder == lease_dir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError, match="is not ours"):
+        lease_dir()

@@ -15,14 +15,15 @@ from include.generation import identity
 from include.generation.identity import model_hash_inputs, pinned
 from include.generation.runner import current_mode_hashes
 from include.modes import MODES
-from include.settings import PROJECT_ROOT, Sampling, Settings
+from include.settings import PROFILES, PROJECT_ROOT, Sampling, Settings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """A Hub of one model: its files by name, and the questions it was asked."""
+    """A Hub of one model, taken at its branch main: its files by name, and the questions it was asked."""
+    monkeypatch.setitem(PROFILES["production"], "model_revision", "main")
     state: dict[str, Any] = {"files": {"chat_template.jinja": "{{ messages }}"}, "asked": []}
 
     class Api:

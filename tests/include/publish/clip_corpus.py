@@ -17,6 +17,8 @@ from include.modes import MODES
 from include.publish.parquet import AudioReader
 from include.publish.record import AUDIO_TYPE
 from include.publish.release import ReleasePlan, SourcePlan
+from include.schema import Task
+from include.storage.releases import PUBLISHED_ROWS_SCHEMA
 
 AUDIO_FILE = "data/train-00000.parquet"
 
@@ -31,13 +33,15 @@ def wav(seed: int, seconds: float = 0.1, rate: int = 16_000) -> bytes:
 
 @dataclass
 class Corpus:
-    """One source: its clips in row groups, and three responses a clip."""
+    """One source: its clips in row groups, some held out, and three responses a clip (one target without modes)."""
 
     folder: Path
     source: str
     clips: list[bytes | None]
     clips_per_row_group: int = 2
     cut: int = 4
+    held_out: tuple[int, ...] = ()
+    task: Task = "sift"
     asked_for: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -53,6 +57,11 @@ class Corpus:
                 writer.write_table(pa.table([pa.array(group, AUDIO_TYPE)], schema=schema))
         self.file = pq.ParquetFile(path)
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Modes of each clip's rows."""
+        return tuple(MODES) if self.task == "sift" else ("",)
+
     def table(self) -> pa.Table:
         """All rows, clip by clip and mode by mode."""
         records = [
@@ -66,18 +75,18 @@ class Corpus:
                 "pace": None,
                 "accent": None,
                 "volume": "loud",
+                "held_out": clip in self.held_out,
+                "task": self.task,
                 "mode": mode,
-                "response": f"{mode} answers clip {clip}",
+                "response": f"{mode or self.task} answers clip {clip}",
                 "audio_file": AUDIO_FILE,
                 "audio_row_group": clip // self.clips_per_row_group,
                 "audio_row": clip % self.clips_per_row_group,
             }
             for clip in range(len(self.clips))
-            for mode in MODES
+            for mode in self.modes
         ]
-        numbers = ("audio_row_group", "audio_row")
-        schema = pa.schema([(name, pa.int32() if name in numbers else pa.string()) for name in records[0]])
-        return pa.Table.from_pylist(records, schema=schema)
+        return pa.Table.from_pylist(records, schema=PUBLISHED_ROWS_SCHEMA)
 
     def rows(self) -> Iterator[pa.Table]:
         """The rows in tables of `cut` rows, which end amid clips."""
@@ -117,11 +126,12 @@ class World:
                 revision="abc123",
                 licence="CC-BY-4.0",
                 redistributable=True,
-                modes={},
+                accepted=len(corpus.modes) * len(corpus.clips),
+                task=corpus.task,
                 title=f"The | {name} <corpus>",
                 url=f"https://example.org/{name}",
             )
-            for name in self.corpora
+            for name, corpus in self.corpora.items()
         }
         return ReleasePlan(
             release_id=release_id,

@@ -11,9 +11,11 @@ import pytest
 from include.publish.manifest import (
     MANIFEST_NAME,
     FileEntry,
+    Gate,
     Manifest,
     ReleaseError,
     SourceEntry,
+    SplitEntry,
     read_manifest,
     write_manifest,
 )
@@ -26,22 +28,24 @@ def manifest(**changes: object) -> Manifest:
         revision="abc",
         licence="GPL-3.0",
         redistributable=True,
+        task="sift",
+        accepted=6,
         modes={},
-        rows=3,
-        rows_by_mode={"sit_ssp": 1, "sift_s": 2},
-        clips=2,
+        prompts={},
+        generator="m@r",
+        splits={"train": SplitEntry(rows_by_mode={"sit_ssp": 1, "sift_s": 2}, clips=2, arrow_bytes=100, files=(file,))},
         left_out={"audio missing": 3},
-        arrow_bytes=100,
-        files=(file,),
     )
     values = {
         "release_id": "r1",
         "created_at": datetime(2026, 11, 1, tzinfo=UTC),
         "writer_version": 1,
-        "sources": {"meld": source, "ami": source.model_copy(update={"files": ()})},
+        "sources": {"meld": source, "ami": source.model_copy(update={"splits": {}})},
         "generator": {"model": "m", "sampling": {"top_p": 0.92, "top_k": 50}},
         "modes": {"sift_s": "h"},
         "verdicts": {"sift_s": {"accepted": 3}},
+        "quality": {"sift_s": {"words_mean": 9.5}},
+        "gates": (Gate(name="rows", measured="3", limit="3", passed=True),),
     }
     return Manifest.model_validate(values | changes)
 
@@ -56,12 +60,20 @@ def test_json_is_sorted_and_in_utc(tmp_path: Path) -> None:
     content = json.loads(text)
     assert text == json.dumps(content, sort_keys=True, indent=2) + "\n"
     assert content["created_at"] == "2026-11-01T00:00:00Z"
-    assert set(content["sources"]["meld"]["files"][0]) == {"path", "rows", "bytes", "sha256"}
+    assert set(content["sources"]["meld"]["splits"]["train"]["files"][0]) == {"path", "rows", "bytes", "sha256"}
 
 
 def test_properties_span_all_sources() -> None:
     assert manifest().fingerprints == {"meld": "f", "ami": "f"}
     assert [file.rows for file in manifest().files] == [3]
+
+
+def test_a_source_adds_up_its_splits() -> None:
+    source = manifest().sources["meld"]
+    held_out = SplitEntry(rows_by_mode={"sift_s": 4}, clips=4, arrow_bytes=1, files=source.files)
+    both = source.model_copy(update={"splits": {**source.splits, "heldout": held_out}})
+    assert (both.rows, both.clips, len(both.files)) == (7, 6, 2)
+    assert both.rows_by_mode == {"sit_ssp": 1, "sift_s": 6}
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"release_id": 3}'])

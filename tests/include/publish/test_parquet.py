@@ -15,20 +15,26 @@ import soundfile as sf
 
 from include.modes import MODES
 from include.publish.manifest import ReleaseError
-from include.publish.parquet import SourceFiles, write_source
+from include.publish.parquet import SourceFiles, WrittenSplit, write_source
 from include.publish.record import PUBLISHED_SCHEMA
 from tests.include.publish.clip_corpus import AUDIO_FILE, Corpus, wav
 
 
-def write(directory: Path, corpus: Corpus, **limits: int) -> SourceFiles:
+def write_all(directory: Path, corpus: Corpus, **limits: int) -> SourceFiles:
     return write_source(directory, corpus.source, corpus.rows(), corpus.audio, **limits)
 
 
-def read(directory: Path, written: SourceFiles) -> pa.Table:
+def write(directory: Path, corpus: Corpus, **limits: int) -> WrittenSplit:
+    """Write a corpus of which nothing is held out."""
+    (split,) = write_all(directory, corpus, **limits).splits.values()
+    return split
+
+
+def read(directory: Path, written: WrittenSplit) -> pa.Table:
     return pa.concat_tables(pq.read_table(directory / file.name) for file in written.files)
 
 
-def published_clips(directory: Path, written: SourceFiles) -> list[bytes]:
+def published_clips(directory: Path, written: WrittenSplit) -> list[bytes]:
     return [row["bytes"] for row in read(directory, written)["audio"].to_pylist()]
 
 
@@ -46,7 +52,7 @@ def test_rows_come_out_in_order_with_their_own_clip(tmp_path: Path, make_corpus)
 def test_counts_and_hashes_are_those_of_the_files(tmp_path: Path, make_corpus) -> None:
     written = write(tmp_path, make_corpus("ravdess", 5))
     assert written.rows_by_mode == dict.fromkeys(MODES, 5)
-    assert (written.rows, written.clips, written.left_out) == (15, 5, {})
+    assert written.clips == 5
     for file in written.files:
         content = (tmp_path / file.name).read_bytes()
         assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
@@ -129,9 +135,10 @@ def test_a_clip_above_the_limit_has_a_row_group_of_its_own(tmp_path: Path, make_
 
 def test_clips_that_are_not_audio_are_left_out_with_all_their_rows(tmp_path: Path, make_corpus) -> None:
     clips = [wav(0), None, b"", b"<html>404</html>", wav(1), b"RIFF", b"\xff\x00no"]
-    written = write(tmp_path, make_corpus("ravdess", clips, clips_per_row_group=3))
-    assert written.left_out == {"audio missing": 3, "audio empty": 3, "not audio": 9}
-    assert (written.rows, written.clips) == (6, 2)
+    source = write_all(tmp_path, make_corpus("ravdess", clips, clips_per_row_group=3))
+    assert source.left_out == {"audio missing": 3, "audio empty": 3, "not audio": 9}
+    written = source.splits["train"]
+    assert (written.rows_by_mode, written.clips) == (dict.fromkeys(MODES, 2), 2)
     assert published_clips(tmp_path, written) == [clips[0]] * 3 + [clips[4]] * 3
 
 
@@ -148,13 +155,13 @@ def test_clips_that_are_not_audio_are_left_out_with_all_their_rows(tmp_path: Pat
     ],
 )
 def test_containers_are_told_by_their_first_bytes(tmp_path: Path, make_corpus, head: bytes) -> None:
-    written = write(tmp_path, make_corpus("ravdess", [head + bytes(60)]))
-    assert (written.clips, written.left_out) == (1, {})
+    written = write_all(tmp_path, make_corpus("ravdess", [head + bytes(60)]))
+    assert (written.splits["train"].clips, written.left_out) == (1, {})
 
 
 def test_a_source_without_usable_clips_writes_nothing(tmp_path: Path, make_corpus) -> None:
-    written = write(tmp_path / "data", make_corpus("ravdess", [None, b""]))
-    assert (written.files, written.rows, sum(written.left_out.values())) == ((), 0, 6)
+    written = write_all(tmp_path / "data", make_corpus("ravdess", [None, b""]))
+    assert (written.splits, sum(written.left_out.values())) == ({}, 6)
     assert not (tmp_path / "data").exists()
 
 
@@ -170,15 +177,35 @@ def test_large_binary_and_missing_structs_are_understood(tmp_path: Path, make_co
 
     written = write_source(tmp_path, "ravdess", corpus.rows(), audio)
     assert written.left_out == {"audio missing": 3}
-    assert published_clips(tmp_path, written) == [corpus.clips[1]] * 3
+    assert published_clips(tmp_path, written.splits["train"]) == [corpus.clips[1]] * 3
 
 
 def test_samples_with_missing_modes_keep_the_rest(tmp_path: Path, make_corpus) -> None:
     corpus = make_corpus("ravdess", 4)
     table = corpus.table().filter(pa.array([number not in (0, 4, 5) for number in range(12)]))
-    written = write_source(tmp_path, "ravdess", iter([table.slice(0, 3), table.slice(3)]), corpus.audio)
+    source = write_source(tmp_path, "ravdess", iter([table.slice(0, 3), table.slice(3)]), corpus.audio)
+    written = source.splits["train"]
     assert Counter(read(tmp_path, written)["mode"].to_pylist()) == written.rows_by_mode
     assert published_clips(tmp_path, written) == [corpus.clips[number] for number in (0, 0, 1, 2, 2, 2, 3, 3, 3)]
+
+
+@pytest.mark.parametrize("cut", [1, 4, 1000])
+def test_held_out_clips_go_into_files_of_their_own_in_one_pass(tmp_path: Path, make_corpus, cut: int) -> None:
+    clips = [wav(seed) for seed in range(9)]
+    clips[7] = None
+    corpus = make_corpus("ravdess", clips, clips_per_row_group=4, cut=cut)
+    corpus.held_out = (1, 5, 6, 7)
+    source = write_all(tmp_path, corpus, row_group_bytes=2 * len(clips[0]))
+    assert sorted(path.name for path in tmp_path.glob("*.parquet")) == [
+        "heldout-00000-of-00001.parquet", "train-00000-of-00001.parquet"
+    ]  # fmt: skip
+    for split, expected in (("train", (0, 2, 3, 4, 8)), ("heldout", (1, 5, 6))):
+        written = source.splits[split]
+        assert published_clips(tmp_path, written) == [clips[number] for number in expected for _ in MODES]
+        assert (written.clips, written.rows_by_mode) == (len(expected), dict.fromkeys(MODES, len(expected)))
+        assert read(tmp_path, written)["mode"].to_pylist() == list(MODES) * len(expected)
+    assert source.left_out == {"audio missing": 3}
+    assert corpus.asked_for == [0, 1, 2], "each row group of the corpus is read once"
 
 
 def test_a_row_beyond_its_row_group_is_refused(tmp_path: Path, make_corpus) -> None:

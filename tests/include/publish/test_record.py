@@ -7,7 +7,13 @@ import pytest
 from datasets import Audio, Features
 
 from include.modes import MODES
-from include.publish.record import PUBLISHED_SCHEMA, build_records, card_features, published_features
+from include.publish.record import (
+    PUBLISHED_SCHEMA,
+    build_records,
+    card_features,
+    modes_or_tasks,
+    published_features,
+)
 
 
 @pytest.fixture
@@ -52,6 +58,34 @@ def test_slices_and_empty_tables_are_built(rows: pa.Table) -> None:
     whole = build_records(rows, audio(len(rows)))
     assert build_records(rows.slice(2, 3), audio(3)).equals(whole.slice(2, 3))
     assert build_records(rows.slice(0, 0), audio(0)).num_rows == 0
+
+
+def without_modes(rows: pa.Table, task: str) -> pa.Table:
+    """The same rows as those of a task that has no modes."""
+    for name, value in (("task", task), ("mode", "")):
+        rows = rows.set_column(rows.column_names.index(name), name, pa.array([value] * len(rows)))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("task", "instruction", "asked"),
+    [("transcribe", "Transcribe: ", "<audio> Transcribe: "), ("answer", "", "<audio>")],
+)
+def test_tasks_without_modes_ask_as_the_trainer_does(rows: pa.Table, task: str, instruction: str, asked: str) -> None:
+    for record in build_records(without_modes(rows, task), audio(len(rows))).to_pylist():
+        assert (record["task"], record["mode"], record["instruction"]) == (task, "", instruction)
+        assert record["messages"][0] == {"role": "user", "content": asked}
+        assert record["messages"][1] == {"role": "assistant", "content": record["sift_response"]}
+
+
+def test_rows_are_counted_by_mode_or_by_task(rows: pa.Table) -> None:
+    assert modes_or_tasks(rows).to_pylist() == [*MODES, *MODES]
+    assert modes_or_tasks(without_modes(rows, "answer")).to_pylist() == ["answer"] * len(rows)
+
+
+def test_a_row_of_sift_without_a_mode_is_refused(rows: pa.Table) -> None:
+    with pytest.raises(ValueError, match="sift"):
+        build_records(without_modes(rows, "sift"), audio(len(rows)))
 
 
 def test_unknown_mode_is_refused_by_name(rows: pa.Table) -> None:

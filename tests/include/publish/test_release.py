@@ -18,7 +18,7 @@ from datasets import Audio, load_dataset
 
 from include.modes import MODES
 from include.publish import release
-from include.publish.manifest import read_manifest
+from include.publish.manifest import Gate, read_manifest
 from include.publish.record import published_features
 from include.publish.release import (
     Release,
@@ -358,3 +358,67 @@ def test_a_row_without_a_response_is_never_promoted(world: World) -> None:
     with pytest.raises(ReleaseError, match="1 rows without a response"):
         build(world, "r1")
     assert not (world.releases / "latest").exists()
+
+
+@pytest.mark.usefixtures("unopened")
+def test_the_release_that_latest_names_is_never_removed(world: World) -> None:
+    for number in range(4):
+        build(world, f"r{number}", meld=str(number))
+    (world.releases / "latest").unlink()
+    (world.releases / "latest").symlink_to("r0")  # somebody went back
+    assert release.prune_releases(world.releases, 0) == []
+    assert release.prune_releases(world.releases, 3) == ["r1"]
+    assert release.prune_releases(world.releases, 1) == ["r3", "r2"]
+    assert [path.name for path in release.promoted_releases(world.releases)] == ["r0"]
+    verify_release(world.releases / "latest")
+
+
+@pytest.mark.usefixtures("unopened")
+def test_a_release_lies_aside_until_it_is_promoted(world: World) -> None:
+    build(world, "r1")
+    made = release.build_aside(world.releases, world.plan("r2", meld="other"), world.rows, world.audio)
+    assert latest_name(world) == "r1"
+    assert release.unpromoted(world.releases) == {"r2": made.path}
+    assert {path.name for path in world.releases.glob("[!.]*")} == {"r1", "latest"}
+    release.ask_for_review(made.path)
+    assert release.promote(world.releases, "r2") == release.promote(world.releases, "r2") == world.releases / "r2"
+    assert latest_name(world) == "r2" and release.unpromoted(world.releases) == {}
+    assert set(contents(world.releases / "r2")) == {
+        "README.md",
+        "manifest.json",
+        *(f.path for f in made.manifest.files),
+    }
+    with pytest.raises(ReleaseError, match="release r3 is not in"):
+        release.promote(world.releases, "r3")
+
+
+@pytest.mark.usefixtures("unopened")
+def test_a_release_that_lost_rows_is_not_promoted(world: World) -> None:
+    first = build(world, "r1")
+    plan = world.plan("r2", meld="other")
+    expected = replace(plan.sources["meld"], accepted=12)  # its corpus has the clips of nine rows
+    plan = replace(plan, sources={**plan.sources, "meld": expected})
+    with pytest.raises(ReleaseError, match=r"r2 is not promoted; rows.*, meld: 9 \+ 0 \+ 0 \(allowed: 12 acc"):
+        build_release(world.releases, plan, world.rows, world.audio)
+    assert latest_name(world) == "r1" and latest_manifest(world.releases) == first.manifest
+    assert not list(world.releases.glob(".building-*"))
+
+
+@pytest.mark.usefixtures("unopened")
+def test_a_plan_that_failed_a_gate_reads_no_audio(world: World) -> None:
+    failed = [Gate(name=name, measured="9%", limit="1%", passed=False) for name in ("this", "that")]
+    with pytest.raises(ReleaseError, match=r"this: 9% \(allowed: 1%\); that: 9%"):
+        build_release(world.releases, replace(world.plan("r1"), gates=tuple(failed)), world.rows, world.audio)
+    assert world.written == []
+
+
+@pytest.mark.usefixtures("unopened")
+def test_held_out_files_are_linked_too(world: World) -> None:
+    world.corpora["ravdess"].held_out = (1,)
+    first = build(world, "r1")
+    assert [split.rows for split in first.manifest.sources["ravdess"].splits.values()] == [12, 3]
+    second = build(world.changed("meld"), "r2", meld="other")
+    assert second.reused == ("ravdess",)
+    assert second.manifest.sources["ravdess"] == first.manifest.sources["ravdess"]
+    name = "data/ravdess/heldout-00000-of-00001.parquet"
+    assert (first.path / name).stat().st_ino == (second.path / name).stat().st_ino

@@ -92,9 +92,9 @@ def test_clips_that_are_no_audio_are_staged_and_left_out_of_a_release(
     assert run("tess", broken, warehouse)["staged"] == 24
     order = ("audio_file", "audio_row_group", "audio_row")
     rows = sorted(staged(warehouse, "tess").values(), key=lambda row: [row[name] for name in order])
-    answered = [{**row, "mode": "sift_s", "response": "All right."} for row in rows]
+    answered = [{**row, "held_out": False, "task": "sift", "mode": "sift_s", "response": "All right."} for row in rows]
     table = pa.Table.from_pylist(answered, schema=PUBLISHED_ROWS_SCHEMA)
     reader = audio_reader(resolve_corpus(RECIPES["tess"], broken))
     written = write_source(tmp_path / "tess", "tess", iter([table]), reader)
     assert written.left_out == {"audio empty": 1, "audio missing": 1, "not audio": 2, "audio cut off": 1}
-    assert written.rows == 19
+    assert written.splits["train"].rows_by_mode == {"sift_s": 19}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -133,3 +134,13 @@ def test_a_bad_recipe_is_refused_by_name(fields: dict[str, object], message: str
         SourceRecipe(
             name="bad", title="", repository="a/b", key="k", fields=fields, licence="", redistributable=False, url=""
         )
+
+
+def test_speakers_that_nobody_can_find_are_not_held_out() -> None:
+    with pytest.raises(ValueError, match="recipe toy: held_out_speakers needs a field 'speaker'"):
+        replace(TOY, held_out_speakers=("KL",))
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_corpus_says_how_it_is_cited(recipe: SourceRecipe) -> None:
+    assert recipe.citation, f"include/sources/{recipe.name}.py: citation"

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from alembic import op
 
-revision = "0007"
-down_revision = "0003"
+revision = "0006"
+down_revision = "0005"
 
 
 def upgrade() -> None:
     """Make the tables of counts, and the indexes that texts are found by."""
-    op.get_bind().exec_driver_sql(Path(__file__).parent.with_name("0007_console.sql").read_text(encoding="utf-8"))
+    op.get_bind().exec_driver_sql(Path(__file__).parent.with_name("0006_console.sql").read_text(encoding="utf-8"))
 
 
 def downgrade() -> None:

@@ -1,0 +1,290 @@
+"""From a release that lies aside to one that is published: approved, recorded, old ones removed, deaths recovered."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from huggingface_hub import constants
+
+from include.publish import promotion
+from include.publish import release as release_module
+from include.publish.guards import LicenceError
+from include.publish.manifest import read_manifest
+from include.publish.merge import has_news, merge_release
+from include.publish.promotion import publish_release, size
+from include.publish.release import ReleaseError, awaits_review, promoted_releases, unpromoted, verify_release
+from include.publish.targets import Target
+from include.publish.targets.hub import HubTarget
+from include.publish.targets.s3 import S3Target
+from include.schema import HubAccount
+from include.settings import Settings
+from include.storage.releases import list_releases
+from include.storage.warehouse import Warehouse
+from tests.conftest import SAMPLES
+from tests.hub_server import TOKEN, HubServer
+from tests.include.publish.steps import EVERYTHING, default_target, folder_target, generate, merge_and_publish, stage
+from tests.s3_server import S3Server, moto_server
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[S3Server]:
+    with moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the process that opens a built release with `datasets`, and let huggingface_hub out to this machine."""
+    monkeypatch.setattr(release_module, "check_opens", lambda path, cache: None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
+@pytest.fixture
+def settings(make_settings: Callable[..., Settings], tmp_path: Path) -> Settings:
+    shutil.copytree(SAMPLES, tmp_path / "hub")
+    return make_settings(hub=str(tmp_path / "hub"))
+
+
+@pytest.fixture(params=["folder", "s3", "hub"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Target:
+    """An empty target of each kind."""
+    if request.param == "folder":
+        return folder_target(tmp_path / "folder")
+    if request.param == "s3":
+        return s3_target(request.getfixturevalue("moto"), tmp_path)
+    server: HubServer = request.getfixturevalue("hub")
+    account = HubAccount(TOKEN, server.endpoint)
+    return HubTarget(f"org/{uuid4().hex}", tmp_path / "staging", account, private=True)
+
+
+def s3_target(moto: S3Server, tmp_path: Path) -> S3Target:
+    bucket = f"bucket-{uuid4().hex}"
+    moto.client().create_bucket(Bucket=bucket)
+    return S3Target(bucket, "sift", tmp_path / "staging", moto.client(), private=True)
+
+
+def test_the_next_release_sends_what_changed_and_says_so(
+    warehouse: Warehouse, settings: Settings, target: Target
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    stage(warehouse, settings, "ravdess")
+    generate(warehouse, settings)
+    second = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert first and second and second["reused"] == ["meld"]
+    manifest = target.latest()
+    assert manifest and manifest.release_id == second["release_id"]
+    (meld,), (ravdess,) = manifest.sources["meld"].files, manifest.sources["ravdess"].files
+    assert (first["sent_files"], first["sent_bytes"]) == (1, meld.bytes)
+    assert (second["sent_files"], second["sent_bytes"]) == (1, ravdess.bytes)
+    assert second["copied_bytes"] + second["kept_bytes"] == meld.bytes
+    recorded = list_releases(warehouse)
+    assert [(row["target"], row["release_id"], row["uri"], row["commit"]) for row in recorded] == [
+        (target.uri, release["release_id"], release["uri"], release["commit"]) for release in (second, first)
+    ]
+    assert [row["total_rows"] for row in recorded] == [102, 54]
+    assert [row["bytes"] for row in recorded] == [meld.bytes + ravdess.bytes, meld.bytes]
+
+
+def test_news_is_what_the_runs_own_target_lacks(warehouse: Warehouse, settings: Settings, target: Target) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    assert merge_and_publish(warehouse, settings, EVERYTHING)
+    assert not has_news(warehouse, settings, EVERYTHING, default_target(settings))
+    assert has_news(warehouse, settings, EVERYTHING, target)
+    assert merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert not has_news(warehouse, settings, EVERYTHING, target)
+    assert merge_and_publish(warehouse, settings, EVERYTHING, target) is None
+    assert {row["target"] for row in list_releases(warehouse)} == {"local", target.uri}
+
+
+class DiedError(BaseException):
+    """The process ended here."""
+
+
+@pytest.mark.parametrize("step", ["promote", "_record", "_prune"])
+def test_a_run_that_died_after_pushing_is_finished_by_the_next_one(
+    warehouse: Warehouse, settings: Settings, target: Target, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def die(*_: object) -> None:
+        raise DiedError
+
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, step, die)
+        with pytest.raises(DiedError):
+            merge_and_publish(warehouse, settings, EVERYTHING, target)
+    manifest = target.latest()
+    assert manifest
+    assert has_news(warehouse, settings, EVERYTHING, target) == (step != "_prune")
+    assert merge_and_publish(warehouse, settings, EVERYTHING, target) is None
+    (recorded,) = list_releases(warehouse)
+    assert (recorded["release_id"], recorded["target"]) == (manifest.release_id, target.uri)
+    assert unpromoted(target.staging) == {}
+    assert not has_news(warehouse, settings, EVERYTHING, target)
+
+
+def test_publishing_again_changes_nothing(warehouse: Warehouse, settings: Settings, target: Target) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    merged = merge_release(warehouse, settings, EVERYTHING, target)
+    assert merged
+    results = [publish_release(warehouse, settings, EVERYTHING, target, merged["release_id"]) for _ in range(2)]
+    assert results[0]["sent_files"] == results[1]["kept_files"] == 1
+    assert results[0]["uri"] == results[1]["uri"] and results[1]["sent_files"] == 0
+    assert len(list_releases(warehouse)) == 1
+
+
+def test_what_nobody_approved_is_kept_aside_for_a_later_yes(
+    warehouse: Warehouse, settings: Settings, target: Target
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    asked = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    assert asked and asked["review"]
+    assert target.latest() is None and list_releases(warehouse) == []
+    aside = Path(asked["aside"])
+    made = {path: path.stat().st_ino for path in aside.rglob("*.parquet")}
+    # A later run finds it, and asks again although it would not have asked by itself.
+    assert has_news(warehouse, settings, EVERYTHING, target)
+    again = merge_release(warehouse, settings, EVERYTHING, target)
+    assert again and again["review"] and again["release_id"] == asked["release_id"]
+    assert {path: path.stat().st_ino for path in aside.rglob("*.parquet")} == made
+    publish_release(warehouse, settings, EVERYTHING, target, asked["release_id"])
+    assert target.latest() == read_manifest(target.staging / "latest")
+    assert not awaits_review(target.staging / asked["release_id"])
+    assert not has_news(warehouse, settings, EVERYTHING, target)
+
+
+def test_the_summary_shows_rows_beside_those_of_the_release_before(
+    warehouse: Warehouse, settings: Settings, target: Target
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    first = merge_release(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]}, target)
+    assert first and f"To **{target.uri}**, in place of nothing: it is the first." in first["summary"]
+    assert "| meld | 18 | 18 | 18 | 54 | 0 |" in first["summary"]
+    publish_release(warehouse, settings, EVERYTHING, target, first["release_id"])
+    second = merge_release(warehouse, settings, {**EVERYTHING, "leave_out": ["meld"]}, target)
+    assert second and f"in place of release {first['release_id']}" in second["summary"]
+    assert "| ravdess | 16 | 16 | 16 | 48 | 0 |" in second["summary"]
+    assert "| meld, no longer in it | | | | | 54 |" in second["summary"]
+
+
+def test_a_release_that_is_out_of_date_is_not_kept_aside(
+    warehouse: Warehouse, settings: Settings, target: Target
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    stage(warehouse, settings, "ravdess")
+    generate(warehouse, settings)
+    second = merge_release(warehouse, settings, EVERYTHING, target)
+    assert first and second and not second["review"]
+    assert list(unpromoted(target.staging)) == [second["release_id"]]
+    with pytest.raises(ReleaseError, match="must see the same SIFT_HOME"):
+        publish_release(warehouse, settings, EVERYTHING, target, first["release_id"])
+
+
+def test_a_damaged_release_that_lay_aside_is_built_anew(
+    warehouse: Warehouse, settings: Settings, target: Target
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_release(warehouse, settings, EVERYTHING, target)
+    assert first
+    (file,) = Path(first["aside"]).rglob("*.parquet")
+    file.chmod(0o644)
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    second = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert second and second["release_id"] == first["release_id"]
+    verify_release(target.staging / "latest")
+
+
+def test_a_target_that_became_public_meanwhile_is_refused(
+    warehouse: Warehouse, settings: Settings, moto: S3Server, tmp_path: Path
+) -> None:
+    target = s3_target(moto, tmp_path)
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    merged = merge_release(warehouse, settings, EVERYTHING, target)
+    moto.client().put_bucket_acl(Bucket=target._bucket, ACL="public-read")
+    assert merged
+    with pytest.raises(LicenceError, match="meld"):
+        publish_release(warehouse, settings, EVERYTHING, target, merged["release_id"])
+    assert target.latest() is None
+
+
+def test_old_releases_are_removed_after_the_new_one_is_there(
+    warehouse: Warehouse, settings: Settings, target: Target
+) -> None:
+    few = settings.model_copy(update={"keep_releases": 2})
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    leave_out: list[list[str]] = [["meld"], ["ravdess"], []]
+    made = [merge_and_publish(warehouse, few, {**EVERYTHING, "leave_out": names}, target) for names in leave_out]
+    ids = [release["release_id"] for release in made if release]
+    # Releases of one second have their order by content.
+    assert len(ids) == 3
+    latest = target.latest()
+    assert latest and latest.release_id == ids[-1]
+    if target.is_remote:
+        assert [path.name for path in promoted_releases(target.staging)] == [ids[-1]]
+    else:
+        assert len(promoted_releases(target.staging)) == 2
+        assert sum(len(release["pruned"]) for release in made if release) == 1
+    verify_release(target.staging / "latest")
+    assert len(list_releases(warehouse)) == 3  # what was published stays recorded
+
+
+def build_with_little_room(conninfo: str, settings: Settings, folder: Path, errors: Any) -> None:
+    """Merge while no file may grow above some kilobytes; runs in a process of its own."""
+    release_module.check_opens = lambda path, cache: None
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    try:
+        merge_release(Warehouse(conninfo), settings, EVERYTHING, folder_target(folder))
+    except OSError as error:
+        errors.put(error.strerror)
+
+
+def test_no_room_on_the_disk_leaves_the_last_release(warehouse: Warehouse, settings: Settings, tmp_path: Path) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    stage(warehouse, settings, "ravdess")
+    generate(warehouse, settings)
+    context = multiprocessing.get_context("spawn")
+    errors = context.Queue()
+    arguments = (warehouse.conninfo, settings, target.staging, errors)
+    builder = context.Process(target=build_with_little_room, args=arguments)
+    builder.start()
+    assert "large" in errors.get(timeout=60)
+    builder.join()
+    assert first and target.latest() == read_manifest(target.staging / first["release_id"])
+    assert sorted(path.name for path in target.staging.iterdir()) == [".lock", first["release_id"], "latest"]
+    second = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert second and second["reused"] == ["meld"]
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 B"), (999, "999 B"), (1_000, "1.0 kB"), (12_345_678, "12.3 MB"), (5 * 10**12, "5.0 TB")]
+)
+def test_sizes_for_people(count: int, shown: str) -> None:
+    assert size(count) == shown
