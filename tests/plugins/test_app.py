@@ -21,7 +21,8 @@ from include.settings import Settings
 from include.storage.releases import record_release
 from include.storage.warehouse import Warehouse
 from plugins.console.app import SECURITY_HEADERS, create_console
-from tests.filled import FAULTS, PARAMS
+from tests.filled import FAULTS
+from tests.include.publish.steps import EVERYTHING, default_target
 
 PAGES = (
     "/",
@@ -150,7 +151,7 @@ def test_coverage_names_what_to_trigger_while_something_is_pending(
     client: TestClient, filled: Warehouse, settings: Settings
 ) -> None:
     assert "Generate what is missing" not in text_of(client, "/coverage")
-    plan_run(filled, settings.model_copy(update={"frozen_date": "2027-01-01"}), PARAMS)
+    plan_run(filled, settings.model_copy(update={"frozen_date": "2027-01-01"}), EVERYTHING, default_target(settings))
     page = parse(client.get("/coverage").text)
     assert "Generate what is missing" in page.text
     (title,) = {

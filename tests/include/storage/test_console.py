@@ -18,7 +18,8 @@ from include.storage.console import SampleFilter
 from include.storage.generation import coverage
 from include.storage.warehouse import Warehouse
 from tests.conftest import SAMPLED
-from tests.filled import FAULTS, PARAMS, generate, stage
+from tests.filled import FAULTS, generate, stage
+from tests.include.publish.steps import EVERYTHING, default_target
 
 WANTED = SampleFilter(modes=tuple(MODES), max_attempts=2, prompted=tuple(SAMPLED))
 
@@ -192,7 +193,7 @@ def test_texts_tell_current_ones_from_those_of_earlier_prompts(filled: Warehouse
     source = sample_id.partition("/")[0]
     before = console.texts_of_sample(filled, source, sample_id)
     assert all(text["current"] for text in before) and {"accepted", "empty"} <= {text["verdict"] for text in before}
-    plan_run(filled, settings.model_copy(update={"frozen_date": "2027-01-01"}), PARAMS)
+    plan_run(filled, settings.model_copy(update={"frozen_date": "2027-01-01"}), EVERYTHING, default_target(settings))
     after = console.texts_of_sample(filled, source, sample_id)
     assert len(after) == len(before) and not any(text["current"] for text in after)
 
