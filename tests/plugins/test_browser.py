@@ -68,6 +68,9 @@ def test_every_page_opens_in_the_shell_whose_address_follows(page: Page, server:
         frame.get_by_role("navigation", name="Pages of the console").get_by_role("link", name=title).click()
         expect(frame.get_by_role("heading", level=1)).to_have_text(title)
         page.wait_for_url(re.compile(f"/plugin/sift-data{PREFIX}/sift/{title.lower()}"))
+        # The shell may load the frame once more when its own address has changed: a look at the page must outlive that.
+        page.wait_for_load_state("networkidle")
+        expect(frame.get_by_role("heading", level=1)).to_have_text(title)
         assert frame.locator("html").evaluate("page => page.scrollWidth <= page.clientWidth")
     expect(frame.get_by_text("There is no release yet")).to_be_visible()
 
