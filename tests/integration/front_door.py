@@ -78,7 +78,7 @@ class FrontDoor:
     def answer(self, dag: str, run_id: str, task_id: str, option: str) -> dict[str, Any]:
         """Answer what a task asks, as the web UI does under Required Actions; returns what it asked.
 
-        Nobody answers within a second, and Airflow would ask again: its scheduler has to hear first that the task waits.
+        Nobody answers within a second, and Airflow would ask again: its scheduler must hear first that the task waits.
         """
         time.sleep(5)
         path = f"/api/v2/dags/{dag}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/-1/hitlDetails"
