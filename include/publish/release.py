@@ -38,6 +38,7 @@ from include.publish.manifest import (
     ReleaseError,
     SourceEntry,
     SplitEntry,
+    is_own_id,
     read_manifest,
     write_manifest,
 )
@@ -283,7 +284,8 @@ def find_release(releases_dir: Path, release_id: str) -> Path:
 def unpromoted(releases_dir: Path) -> dict[str, Path]:
     """Return whole releases that `latest` has not come to yet, by id: those aside, and newer ones than the latest."""
     latest = (releases_dir / LATEST).resolve().name if (releases_dir / LATEST).exists() else ""
-    aside = {path.name.removeprefix(_BUILT): path for path in releases_dir.glob(f"{_BUILT}*")}
+    built = {path.name.removeprefix(_BUILT): path for path in releases_dir.glob(f"{_BUILT}*")}
+    aside = {release_id: path for release_id, path in built.items() if is_own_id(release_id)}
     # Promoted by a run that died before it could point `latest` to it.
     return aside | {path.name: path for path in promoted_releases(releases_dir) if path.name > latest}
 
@@ -323,9 +325,9 @@ def prune_releases(releases_dir: Path, keep: int) -> list[str]:
 
 
 def promoted_releases(releases_dir: Path) -> list[Path]:
-    """Return the folders of promoted releases; neither the `latest` link nor what lies aside."""
+    """Return the folders of promoted releases; neither the `latest` link, nor what lies aside, nor others' folders."""
     found = [manifest.parent for manifest in releases_dir.glob(f"[!.]*/{MANIFEST_NAME}")]
-    return [path for path in found if not path.is_symlink()]
+    return [path for path in found if is_own_id(path.name) and not path.is_symlink()]
 
 
 def _remove(release: Path) -> None:

@@ -87,7 +87,7 @@ class Target(Protocol):
         ...
 
     def prune(self, keep: int) -> list[str]:
-        """Remove old releases and what pushes that died left behind; the latest release is never removed.
+        """Remove old releases and what pushes that died left behind; never the latest release, nor what is not ours.
 
         Args:
             keep: Releases to keep, with the latest; 0: all.

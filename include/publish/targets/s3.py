@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from include.publish.card import CARD_NAME
-from include.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, ReleaseError
+from include.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, ReleaseError, is_own_id
 from include.publish.targets import Pushed
 from include.publish.targets.patience import asked_wait_s
 from include.schema import BadInputError
@@ -322,11 +322,12 @@ class S3Target:
         )
 
     def _release_ids(self) -> list[str]:
+        """Ids of what we pushed here, in whole or in part; whatever else lies below the prefix is not ours."""
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._key(""), Delimiter="/"
         )
         prefixes = [each["Prefix"] for page in pages for each in page.get("CommonPrefixes", [])]
-        return [prefix.removeprefix(self._key("")).rstrip("/") for prefix in prefixes]
+        return [name for prefix in prefixes if is_own_id(name := prefix.removeprefix(self._key("")).rstrip("/"))]
 
     def _keys(self, folder: str) -> Iterator[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._key(folder))
