@@ -126,6 +126,8 @@ def merge_release(
         return None
     selection = Selection.of(params)
     manifest = target.latest()
+    if manifest is not None:
+        settle(warehouse, target, manifest)
     content = _content(warehouse, settings, selection, manifest)
     if content.waiting:
         log.warning("not complete yet, so left as they were: %s", ", ".join(content.waiting))
@@ -133,7 +135,6 @@ def merge_release(
         log.info("no source is complete yet")
         return None
     if manifest is not None and not needs_release(manifest, content.fingerprints):
-        settle(warehouse, target, manifest)
         log.info("release %s of %s holds just this already", manifest.release_id, target.uri)
         return None
     plan = _plan(warehouse, settings, selection, content, manifest, target)

@@ -117,13 +117,14 @@ class DiedError(BaseException):
     """The process ended here."""
 
 
+def die(*_: object, **__: object) -> None:
+    raise DiedError
+
+
 @pytest.mark.parametrize("step", ["promote", "_record", "_prune"])
 def test_a_run_that_died_after_pushing_is_finished_by_the_next_one(
     warehouse: Warehouse, settings: Settings, target: Target, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def die(*_: object) -> None:
-        raise DiedError
-
     stage(warehouse, settings, "meld")
     generate(warehouse, settings)
     with monkeypatch.context() as patch:
@@ -138,6 +139,44 @@ def test_a_run_that_died_after_pushing_is_finished_by_the_next_one(
     assert (recorded["release_id"], recorded["target"]) == (manifest.release_id, target.uri)
     assert unpromoted(target.staging) == {}
     assert not has_news(warehouse, settings, EVERYTHING, target)
+
+
+@pytest.mark.parametrize("step", ["promote", "_record"])
+def test_a_run_that_died_after_pushing_is_finished_although_there_is_news(
+    warehouse: Warehouse, settings: Settings, target: Target, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, step, die)
+        with pytest.raises(DiedError):
+            merge_and_publish(warehouse, settings, EVERYTHING, target)
+    first = target.latest()
+    stage(warehouse, settings, "ravdess")
+    generate(warehouse, settings)
+    second = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert first and second and second["reused"] == ["meld"]
+    recorded = [(row["target"], row["release_id"]) for row in list_releases(warehouse)]
+    assert sorted(recorded) == sorted((target.uri, each) for each in (first.release_id, second["release_id"]))
+
+
+def test_a_commit_that_got_no_tag_gets_one_although_there_is_news(
+    warehouse: Warehouse, settings: Settings, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"org/{uuid4().hex}"
+    target = HubTarget(name, tmp_path / "staging", HubAccount(TOKEN, hub.endpoint), private=True)
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(target._api, "create_tag", die)
+        with pytest.raises(DiedError):
+            merge_and_publish(warehouse, settings, EVERYTHING, target)
+    first = target.latest()
+    stage(warehouse, settings, "ravdess")
+    generate(warehouse, settings)
+    second = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert first and second
+    assert set(hub.repositories[name].tags) == {first.release_id, second["release_id"]}
 
 
 def test_publishing_again_changes_nothing(warehouse: Warehouse, settings: Settings, target: Target) -> None:
