@@ -105,10 +105,11 @@ PARAMS = {
     "leave_out": Param(
         get_settings().leave_out,
         type="array",
-        items={"type": "string", "enum": list(RECIPES)},
+        # No enum: a release may hold a source that has no recipe any more.
+        items={"type": "string"},
         examples=list(RECIPES),
         title="Leave out",
-        description="Sources that are not published",
+        description="Sources that are not published, also such that only the target's latest release knows",
         section="Publish",
     ),
     "review": Param(
@@ -122,7 +123,7 @@ PARAMS = {
         False,
         type="boolean",
         title="Force",
-        description="Let a release of some samples, some modes or another model replace the target's",
+        description="Let a release of some samples, some modes, another model or fewer sources replace the target's",
         section="Publish",
     ),
 }

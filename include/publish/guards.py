@@ -41,15 +41,20 @@ class Selection:
     left_out: frozenset[str]
 
     @classmethod
-    def of(cls, params: Mapping[str, Any]) -> Selection:
+    def of(cls, params: Mapping[str, Any], latest: Manifest | None) -> Selection:
         """Read a run's Params.
 
+        Args:
+            params: Of the run.
+            latest: Manifest of the target's latest release; sources of it can be left out that have no recipe any more.
+
         Raises:
-            BadInputError: If a source is to be left out that no recipe knows.
+            BadInputError: If a source is to be left out that neither knows.
         """
-        unknown = sorted(set(params["leave_out"]) - set(RECIPES))
+        known = [*RECIPES, *(name for name in (latest.sources if latest else ()) if name not in RECIPES)]
+        unknown = sorted(set(params["leave_out"]) - set(known))
         if unknown:
-            raise BadInputError(f"leave_out names unknown sources {', '.join(unknown)}; there are {', '.join(RECIPES)}")
+            raise BadInputError(f"leave_out names unknown sources {', '.join(unknown)}; there are {', '.join(known)}")
         modes = [mode for mode in MODES if mode in params["modes"]]
         return cls(modes, params["max_samples"], frozenset(params["leave_out"]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -74,7 +74,9 @@ def settle(warehouse: Warehouse, target: Target, manifest: Manifest) -> None:
     _record(warehouse, target, manifest, pushed)
 
 
-def summary(target: Target, manifest: Manifest, before: Manifest | None, waiting: list[str]) -> str:
+def summary(
+    target: Target, manifest: Manifest, before: Manifest | None, waiting: Sequence[str], unstaged: Sequence[str]
+) -> str:
     """Describe a release to whoever is to approve it, as Markdown: rows by source and mode, beside the latest's."""
     modes = list(manifest.modes)
     were = {name: source.rows for name, source in before.sources.items()} if before else {}
@@ -92,6 +94,8 @@ def summary(target: Target, manifest: Manifest, before: Manifest | None, waiting
     lines += [f"| {name}, no longer in it |{' |' * (len(modes) + 1)} {rows:,} |" for name, rows in were.items()]
     if waiting:
         lines += ["", f"Not complete yet, so as before: {', '.join(waiting)}."]
+    if unstaged:
+        lines += ["", f"Not staged in this warehouse, so as before: {', '.join(unstaged)}."]
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from benchmarks._corpus import write_every_source
 from include.generate import describe_quality, plan_run
 from include.generation.runner import current_mode_hashes
 from include.modes import MODES
+from include.publish import release as release_module
 from include.publish.guards import OverwriteError
 from include.publish.manifest import ReleaseError, read_manifest
 from include.publish.merge import has_news
@@ -33,6 +34,12 @@ from tests.include.publish.steps import EVERYTHING, default_target, folder_targe
 def settings(make_settings: Callable[..., Settings], tmp_path: Path) -> Settings:
     shutil.copytree(SAMPLES, tmp_path / "hub")
     return make_settings(hub=str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the process that opens a built release with `datasets`."""
+    monkeypatch.setattr(release_module, "check_opens", lambda path, cache: None)
 
 
 def test_a_release_holds_every_accepted_row_and_opens(warehouse: Warehouse, settings: Settings) -> None:
@@ -165,6 +172,81 @@ def test_a_source_that_is_left_out_leaves_the_release(warehouse: Warehouse, sett
     assert release and list(release["rows"]) == ["ravdess"] and release["reused"] == ["ravdess"]
     with pytest.raises(ValueError, match="unknown sources melt"):
         merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["melt"]})
+
+
+def forget(warehouse: Warehouse, source: str) -> None:
+    """Make the warehouse one that never staged a source."""
+    with warehouse.connection() as connection:
+        connection.execute("delete from staging.samples where source = %s", [source])
+        connection.execute("delete from staging.loads where source = %s", [source])
+
+
+@pytest.mark.usefixtures("unopened")
+def test_a_source_that_this_warehouse_never_staged_keeps_its_part(
+    warehouse: Warehouse, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    first = merge_and_publish(warehouse, settings, EVERYTHING)
+    forget(warehouse, "ravdess")
+    assert not has_news(warehouse, settings, EVERYTHING, default_target(settings))
+    with caplog.at_level("WARNING"):
+        assert merge_and_publish(warehouse, settings, EVERYTHING) is None
+    assert "not staged in this warehouse, so left as they were: ravdess" in caplog.text
+    change_a_text(settings, "meld")
+    stage(warehouse, settings, "meld", run_id="2")
+    generate(warehouse, settings)
+    second = merge_and_publish(warehouse, settings, EVERYTHING)
+    assert first and second and second["rows"] == first["rows"]
+    assert (second["unstaged"], second["reused"]) == (["ravdess"], ["ravdess"])
+    assert "Not staged in this warehouse, so as before: ravdess." in second["summary"]
+    # Its files are all there is of it.
+    (file,) = (Path(second["uri"]) / "data" / "ravdess").glob("*.parquet")
+    file.chmod(0o644)
+    file.write_bytes(b"damaged")
+    stage(warehouse, settings, "commonvoice")
+    generate(warehouse, settings)
+    with pytest.raises(ReleaseError, match=r"ravdess is not staged, and its files .* run ingest_ravdess"):
+        merge_and_publish(warehouse, settings, EVERYTHING)
+    left = merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]})
+    assert left and set(left["rows"]) == {"commonvoice", "meld"}
+
+
+@pytest.mark.usefixtures("unopened")
+def test_a_new_warehouse_empties_no_dataset(warehouse: Warehouse, settings: Settings) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    first = merge_and_publish(warehouse, settings, EVERYTHING)
+    forget(warehouse, "meld")
+    forget(warehouse, "ravdess")
+    assert not has_news(warehouse, settings, EVERYTHING, default_target(settings))
+    assert merge_and_publish(warehouse, settings, EVERYTHING) is None
+    stage(warehouse, settings, "commonvoice")
+    generate(warehouse, settings)
+    second = merge_and_publish(warehouse, settings, EVERYTHING)
+    assert first and second and second["unstaged"] == ["meld", "ravdess"]
+    assert second["rows"].items() > first["rows"].items()
+
+
+@pytest.mark.usefixtures("unopened")
+@pytest.mark.parametrize("way_out", [{"leave_out": ["meld"]}, {"force": True}])
+@pytest.mark.parametrize("loss", ["no recipe has that name", "staged here, but no accepted row is left"])
+def test_a_source_of_which_nothing_is_left_is_dropped_only_if_somebody_says_so(
+    warehouse: Warehouse, settings: Settings, monkeypatch: pytest.MonkeyPatch, loss: str, way_out: dict[str, Any]
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    merge_and_publish(warehouse, settings, EVERYTHING)
+    if "recipe" in loss:
+        monkeypatch.delitem(RECIPES, "meld")
+    else:
+        with warehouse.connection() as connection:
+            connection.execute("delete from staging.samples where source = 'meld'")
+    assert has_news(warehouse, settings, EVERYTHING, default_target(settings))
+    with pytest.raises(ReleaseError, match=rf'meld \({loss}\)\. .*: leave_out=\["meld"\], or force=true'):
+        merge_and_publish(warehouse, settings, EVERYTHING)
+    release = merge_and_publish(warehouse, settings, {**EVERYTHING, **way_out})
+    assert release and list(release["rows"]) == ["ravdess"]
 
 
 def test_a_corpus_that_changed_since_it_was_staged_is_refused(warehouse: Warehouse, settings: Settings) -> None:
