@@ -123,7 +123,8 @@ PARAMS = {
         False,
         type="boolean",
         title="Force",
-        description="Let a release of some samples, some modes, another model or fewer sources replace the target's",
+        description="Let a release of some samples, some modes, another model or fewer sources replace the target's; "
+        "publish without review what was not approved",
         section="Publish",
     ),
 }

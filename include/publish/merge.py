@@ -31,6 +31,7 @@ from include.publish.release import (
     ask_for_review,
     awaits_review,
     build_aside,
+    clear_review,
     needs_release,
     unpromoted,
 )
@@ -164,6 +165,8 @@ def merge_release(
     release = build_aside(target.staging, plan, rows, _audio_of(warehouse, settings))
     if params["review"]:
         ask_for_review(release.path)
+    elif params["force"]:
+        clear_review(release.path)
     return _described(target, release, manifest, content)
 
 

@@ -55,6 +55,7 @@ __all__ = [
     "awaits_review",
     "build_aside",
     "build_release",
+    "clear_review",
     "find_release",
     "latest_manifest",
     "needs_release",
@@ -209,7 +210,7 @@ def build_aside(
     """Build and verify a release, and leave it aside for `promote`.
 
     A release of that id with the same sources that lies aside, or was promoted by a run that died then, is taken as it
-    is. Others that lie aside are removed: what they hold is out of date.
+    is. Others that lie aside are removed: what they hold is out of date. If one of them awaits a review, so does this.
 
     Args:
         releases_dir: Folder of all releases; made if it is not there.
@@ -231,11 +232,16 @@ def build_aside(
         for stale in releases_dir.glob(f"{_BUILDING}*"):  # we hold the lock: its builder is dead
             log.warning("removing %s, left by a build that died", stale.name)
             shutil.rmtree(stale)
-        for old in releases_dir.glob(f"{_BUILT}*"):
-            if old != aside:
-                log.info("removing %s, which was never promoted and is out of date", old.name)
-                _remove(old)
+        outdated = [old for old in releases_dir.glob(f"{_BUILT}*") if old != aside]
+        asked = [old for old in outdated if awaits_review(old)]
+        for old in outdated:
+            if old not in asked:
+                _remove_outdated(old)
         release = _finished_before(releases_dir, plan) or _build(releases_dir, aside, plan, rows, audio)
+        if asked:  # one changed row makes no yes of a no; should we die before, the old one still says so
+            ask_for_review(release.path)
+        for old in asked:
+            _remove_outdated(old)
     log.info(
         "release %s is whole: %d rows, reused: %s",
         plan.release_id,
@@ -260,8 +266,8 @@ def promote(releases_dir: Path, release_id: str) -> Path:
     promoted = releases_dir / release_id
     with _only_builder(releases_dir):
         there = find_release(releases_dir, release_id)
+        clear_review(there)
         if there != promoted:
-            (there / _REVIEW).unlink(missing_ok=True)
             there.rename(promoted)
         _point_latest_to(promoted)
     return promoted
@@ -295,10 +301,16 @@ def ask_for_review(release: Path) -> None:
     (release / _REVIEW).touch()
 
 
+def clear_review(release: Path) -> None:
+    """Take the mark away: somebody said yes."""
+    (release / _REVIEW).unlink(missing_ok=True)
+
+
 def awaits_review(release: Path) -> bool:
     """Tell whether a release was marked so.
 
-    Once asked, always asked: a later run that does not review must not publish what was rejected.
+    Once asked, always asked: a later run that does not review must not publish what was rejected, nor what took its
+    place.
     """
     return (release / _REVIEW).exists()
 
@@ -435,6 +447,11 @@ def _only_builder(releases_dir: Path) -> Iterator[None]:
             log.info("another release is being built in %s; waiting until it is done", releases_dir)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _remove_outdated(old: Path) -> None:
+    log.info("removing %s, which was never promoted and is out of date", old.name)
+    _remove(old)
 
 
 def _finished_before(releases_dir: Path, plan: ReleasePlan) -> Release | None:

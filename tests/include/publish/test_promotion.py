@@ -231,7 +231,7 @@ def test_a_release_that_is_out_of_date_is_not_kept_aside(
 ) -> None:
     stage(warehouse, settings, "meld")
     generate(warehouse, settings)
-    first = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    first = merge_release(warehouse, settings, EVERYTHING, target)
     stage(warehouse, settings, "ravdess")
     generate(warehouse, settings)
     second = merge_release(warehouse, settings, EVERYTHING, target)
@@ -239,6 +239,29 @@ def test_a_release_that_is_out_of_date_is_not_kept_aside(
     assert list(unpromoted(target.staging)) == [second["release_id"]]
     with pytest.raises(ReleaseError, match="must see the same SIFT_HOME"):
         publish_release(warehouse, settings, EVERYTHING, target, first["release_id"])
+
+
+def test_what_takes_the_place_of_a_rejected_release_awaits_a_yes_too(
+    warehouse: Warehouse, settings: Settings, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    rejected = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    stage(warehouse, settings, "ravdess")
+    generate(warehouse, settings)
+    for step in ("_build", "ask_for_review"):  # a run that dies on the way forgets nothing
+        with monkeypatch.context() as patch:
+            patch.setattr(release_module, step, die)
+            with pytest.raises(DiedError):
+                merge_release(warehouse, settings, EVERYTHING, target)
+    again = merge_release(warehouse, settings, EVERYTHING, target)
+    assert rejected and again and again["review"] and again["release_id"] != rejected["release_id"]
+    assert list(unpromoted(target.staging)) == [again["release_id"]]
+    # Somebody says yes to the dataset as it is by now.
+    forced = merge_release(warehouse, settings, {**EVERYTHING, "force": True}, target)
+    assert forced and not forced["review"] and forced["release_id"] == again["release_id"]
+    publish_release(warehouse, settings, EVERYTHING, target, forced["release_id"])
+    assert not awaits_review(target.staging / forced["release_id"])
 
 
 def test_a_damaged_release_that_lay_aside_is_built_anew(
