@@ -68,7 +68,11 @@ def settle(warehouse: Warehouse, target: Target, manifest: Manifest) -> None:
     if is_recorded(warehouse, target.uri, manifest.release_id):
         return
     log.info("release %s of %s was promoted by a run that died; recording it", manifest.release_id, target.uri)
-    pushed = target.push(target.staging / manifest.release_id, manifest)
+    try:
+        pushed = target.push(target.staging / manifest.release_id, manifest)
+    except ReleaseError as error:  # damaged there meanwhile; the next release mends it, and must not wait for it
+        log.warning("release %s of %s is not recorded: %s", manifest.release_id, target.uri, error)
+        return
     with suppress(ReleaseError):  # another machine built it
         promote(target.staging, manifest.release_id)
     _record(warehouse, target, manifest, pushed)

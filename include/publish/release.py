@@ -226,7 +226,6 @@ def build_aside(
             back as planned. The releases that were there are untouched, then and after any other error.
     """
     _check_plan(plan)
-    releases_dir.mkdir(parents=True, exist_ok=True)
     aside = releases_dir / f"{_BUILT}{plan.release_id}"
     with _only_builder(releases_dir):
         for stale in releases_dir.glob(f"{_BUILDING}*"):  # we hold the lock: its builder is dead
@@ -440,6 +439,7 @@ def _check_plan(plan: ReleasePlan) -> None:
 @contextmanager
 def _only_builder(releases_dir: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel frees it however the process ends."""
+    releases_dir.mkdir(parents=True, exist_ok=True)
     with (releases_dir / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -71,7 +71,11 @@ class Target(Protocol):
         ...
 
     def fetch(self, release_id: str, file: FileEntry, path: Path) -> None:
-        """Bring one data file of the latest release to this machine; the caller checks its hash."""
+        """Bring one data file of the latest release to this machine; the caller checks its hash.
+
+        Raises:
+            FileNotFoundError: If the target does not have it.
+        """
         ...
 
     def push(self, release: Path, manifest: Manifest) -> Pushed:

@@ -113,6 +113,8 @@ class S3Target:
 
     def fetch(self, release_id: str, file: FileEntry, path: Path) -> None:
         """See Target."""
+        if self._head(f"{release_id}/{file.path}") is None:
+            raise FileNotFoundError(f"{self.uri}/{release_id}/{file.path}")
         with self._explained():
             self._client.download_file(self._bucket, self._key(f"{release_id}/{file.path}"), str(path))
 

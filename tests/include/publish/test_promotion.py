@@ -279,6 +279,63 @@ def test_a_damaged_release_that_lay_aside_is_built_anew(
     verify_release(target.staging / "latest")
 
 
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+@pytest.mark.parametrize("lost_record", [False, True])
+def test_a_file_that_the_latest_release_lost_does_not_block_the_next_one(
+    warehouse: Warehouse,
+    settings: Settings,
+    target: Target,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+    lost_record: bool,
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    merge_and_publish(warehouse, settings, EVERYTHING, target)
+    before = target.latest()
+    assert before
+    path = before.sources["meld"].files[0].path
+    if isinstance(target, S3Target):
+        key = {"Bucket": target._bucket, "Key": target._key(f"{before.release_id}/{path}")}
+        target._client.delete_object(**key)
+        if damage == "damaged":
+            target._client.put_object(**key, Body=b"damaged")
+    elif isinstance(target, HubTarget):
+        files = request.getfixturevalue("hub").repositories[target._repository].branches["main"].files
+        if damage == "damaged":
+            files[path] = files["README.md"]
+        else:
+            del files[path]
+    else:
+        file = target.staging / before.release_id / path
+        file.unlink()
+        if damage == "damaged":
+            file.write_bytes(b"damaged")
+    if target.is_remote:
+        shutil.rmtree(target.staging)
+    if lost_record:
+        with warehouse.connection() as connection:
+            connection.execute("delete from publish.releases")
+    # Without meld's rows nothing can mend it.
+    with warehouse.connection() as connection:
+        connection.execute("delete from staging.loads where source = 'meld'")
+    stage(warehouse, settings, "commonvoice")
+    generate(warehouse, settings)
+    with pytest.raises(ReleaseError, match="meld is not staged, and its files in the latest release cannot be used"):
+        merge_and_publish(warehouse, settings, EVERYTHING, target)
+    if target.is_remote:
+        said = {"lost": "not there", "damaged": "damaged"}[damage]
+        assert f"{path} of release {before.release_id} is {said}" in caplog.text
+    stage(warehouse, settings, "meld", run_id="2")
+    generate(warehouse, settings)
+    mended = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert mended and mended["reused"] == ["ravdess"]
+    after = target.latest()
+    assert after and after.sources["meld"] == before.sources["meld"]
+    verify_release(target.staging / "latest")
+
+
 def test_a_target_that_became_public_meanwhile_is_refused(
     warehouse: Warehouse, settings: Settings, moto: S3Server, tmp_path: Path
 ) -> None:
