@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 
 from include.publish.manifest import Manifest, write_manifest
+from include.publish.parquet import WRITER_VERSION
 from include.publish.release import latest_manifest, promote
 from include.publish.targets import Target
 
@@ -26,6 +27,8 @@ def mirror_latest(target: Target, manifest: Manifest, fingerprints: Mapping[str,
         fingerprints: Source -> fingerprint in the next release.
     """
     if not target.is_remote:  # releases are built where they lie
+        return
+    if manifest.writer_version != WRITER_VERSION:  # every source is written anew
         return
     folder = target.staging / manifest.release_id
     kept = [source for name, source in manifest.sources.items() if fingerprints.get(name) == source.fingerprint]
