@@ -244,7 +244,7 @@ def _plan(
 ) -> ReleasePlan:
     """Say what the release is to hold, besides its rows."""
     loads = latest_loads(warehouse)
-    release_id, created_at = _identity(target, content.fingerprints)
+    release_id, created_at = _identity(target, content.fingerprints, selection.narrowed)
     hashes = {
         name: {mode: _only(release_id, name, mode, found) for mode, found in contents.mode_hashes.items()}
         for name, contents in content.complete.items()
@@ -344,13 +344,14 @@ def _kept_part(name: str, latest: Manifest) -> SourcePlan:
     )
 
 
-def _identity(target: Target, fingerprints: Mapping[str, str]) -> tuple[str, datetime]:
+def _identity(target: Target, fingerprints: Mapping[str, str], narrowed: str | None) -> tuple[str, datetime]:
     """Name a release by its time and content.
 
     One of the same content that was built but not promoted is taken up again: its run died, or nobody approved it.
     """
     joined = "\n".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
-    content = hashlib.sha256(f"{WRITER_VERSION}\n{joined}".encode()).hexdigest()[:12]
+    # A trial is not the dataset, even if it happens to hold all of it.
+    content = hashlib.sha256(f"{WRITER_VERSION}\n{narrowed or ''}\n{joined}".encode()).hexdigest()[:12]
     for release_id, path in unpromoted(target.staging).items():
         if release_id.endswith(f"-{content}"):
             return release_id, read_manifest(path).created_at

@@ -236,6 +236,7 @@ def build_aside(
         for old in outdated:
             if old not in asked:
                 _remove_outdated(old)
+        require(plan.gates, plan.release_id)
         release = _finished_before(releases_dir, plan) or _build(releases_dir, aside, plan, rows, audio)
         if asked:  # one changed row makes no yes of a no; should we die before, the old one still says so
             ask_for_review(release.path)
@@ -482,7 +483,6 @@ def _build(
 ) -> Release:
     """Build and verify a release; only then does it get the name of one that is whole."""
     building = releases_dir / f"{_BUILDING}{plan.release_id}"
-    require(plan.gates, plan.release_id)
     latest = latest_manifest(releases_dir)
     reusable = latest.sources if latest and latest.writer_version == WRITER_VERSION else {}
     building.mkdir()

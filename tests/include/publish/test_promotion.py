@@ -241,6 +241,18 @@ def test_a_release_that_is_out_of_date_is_not_kept_aside(
         publish_release(warehouse, settings, EVERYTHING, target, first["release_id"])
 
 
+def test_a_trial_that_lies_aside_is_not_taken_for_the_dataset(
+    warehouse: Warehouse, settings: Settings, target: Target
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    trial = merge_release(warehouse, settings, {**EVERYTHING, "max_samples": 1_000}, target)  # more than there are
+    whole = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert trial and whole and trial["rows"] == whole["rows"]
+    manifest = target.latest()
+    assert manifest and manifest.narrowed is None and manifest.release_id != trial["release_id"]
+
+
 def test_what_takes_the_place_of_a_rejected_release_awaits_a_yes_too(
     warehouse: Warehouse, settings: Settings, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -434,6 +434,10 @@ def test_a_plan_that_failed_a_gate_reads_no_audio(world: World) -> None:
     with pytest.raises(ReleaseError, match=r"this: 9% \(allowed: 1%\); that: 9%"):
         build_release(world.releases, replace(world.plan("r1"), gates=tuple(failed)), world.rows, world.audio)
     assert world.written == []
+    # What lies aside was built when the limits were others.
+    release.build_aside(world.releases, world.plan("r1"), world.rows, world.audio)
+    with pytest.raises(ReleaseError, match=r"this: 9% \(allowed: 1%\); that: 9%"):
+        build_release(world.releases, replace(world.plan("r1"), gates=tuple(failed)), world.rows, world.audio)
 
 
 @pytest.mark.usefixtures("unopened")
