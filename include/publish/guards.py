@@ -1,6 +1,7 @@
 """What must not be published: audio that its owners do not share, and a trial in the place of the dataset.
 
-Checked when a run is planned, before any GPU works for it, and again before its release is promoted.
+Checked when a run is planned, before any GPU works for it, and again before its release is promoted; that a release is
+by another model, only then.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def check_overwrite(
         target: Of the run.
         latest: Manifest of its latest release; None if it has none.
         narrowed: Why the new release is only a trial (`Selection.narrowed`); None if it is not.
-        model: Name of the model that wrote it; None if it needed none.
+        model: Name of the model that wrote it; None if it needed none, or none shall be compared.
         default: URI of the target that runs have by default: never one for trials.
         force: Let it pass.
 
@@ -115,5 +116,6 @@ def check_overwrite(
     before = latest.generator.get("model") if latest is not None else None
     if latest is not None and before and model and before != model:
         raise OverwriteError(
-            f"{target.uri}: release {latest.release_id} was written by {before}, this one would be by {model}. {ways}"
+            f"{target.uri}: release {latest.release_id} was written by {before}, this one would be by {model}. {ways} "
+            "once everything is generated"
         )

@@ -81,17 +81,16 @@ class _Content:
         return {name: contents.fingerprint for name, contents in self.complete.items()} | self.kept
 
 
-def check_publishing(
-    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target, model: str
-) -> None:
+def check_publishing(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target) -> None:
     """Refuse what would not be published in the end, before any work is done for it.
+
+    Not another model: what it writes is wanted, and when all is written somebody lets it pass (`force`).
 
     Args:
         warehouse: Knows what is staged.
         settings: Name the target that is everybody's.
         params: Of the run.
         target: Of the run.
-        model: Name of the model that this run generates with.
 
     Raises:
         BadInputError: See `include.publish.guards`.
@@ -101,7 +100,7 @@ def check_publishing(
     latest = target.latest()
     selection = Selection.of(params, latest)
     check_licences(target, [name for name in latest_loads(warehouse) if name in RECIPES and selection.takes(name)])
-    check_overwrite(target, latest, selection.narrowed, model, default=settings.target, force=params["force"])
+    check_overwrite(target, latest, selection.narrowed, None, default=settings.target, force=params["force"])
 
 
 def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target) -> bool:
