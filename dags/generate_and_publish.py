@@ -132,6 +132,9 @@ ANY_STAGED = AssetAny(*STAGED.values())
 
 
 def _target(params: dict):
+    """The run's target; None if it does not publish: then it may be down, or not set up."""
+    if not params["publish"]:
+        return None
     from include.publish.targets import open_target
 
     return open_target(
@@ -180,7 +183,7 @@ def generate_and_publish() -> None:
         woken_by = ", ".join(asset.name for asset in triggering_asset_events or {}) or dag_run.run_type
         log.info("woken by %s", woken_by)
         wanted = {**params, "publish": params["publish"] and not params["estimate"]}
-        work = plan_run(warehouse(), get_settings(), wanted, _target(params))
+        work = plan_run(warehouse(), get_settings(), wanted, _target(wanted))
         if work is None:
             skip("nothing is pending and nothing is new: no work")
         return work

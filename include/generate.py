@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 
 
 def plan_run(
-    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target | None
 ) -> dict[str, list[dict[str, Any]]] | None:
-    """Find all pending work within a run's Params.
+    """Find all pending work within a run's Params; `target` is None if the run does not publish.
 
     Returns:
         Mode -> its shards with work; None when nothing is pending and nothing waits to be published.

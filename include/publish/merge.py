@@ -81,7 +81,9 @@ class _Content:
         return {name: contents.fingerprint for name, contents in self.complete.items()} | self.kept
 
 
-def check_publishing(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target) -> None:
+def check_publishing(
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target | None
+) -> None:
     """Refuse what would not be published in the end, before any work is done for it.
 
     Not another model: what it writes is wanted, and when all is written somebody lets it pass (`force`).
@@ -90,12 +92,12 @@ def check_publishing(warehouse: Warehouse, settings: Settings, params: Mapping[s
         warehouse: Knows what is staged.
         settings: Name the target that is everybody's.
         params: Of the run.
-        target: Of the run.
+        target: Of the run; None if it does not publish.
 
     Raises:
         BadInputError: See `include.publish.guards`.
     """
-    if not params["publish"]:
+    if target is None or not params["publish"]:
         return
     latest = target.latest()
     selection = Selection.of(params, latest)
@@ -103,9 +105,9 @@ def check_publishing(warehouse: Warehouse, settings: Settings, params: Mapping[s
     check_overwrite(target, latest, selection.narrowed, None, default=settings.target, force=params["force"])
 
 
-def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target) -> bool:
+def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target | None) -> bool:
     """Whether `merge_release` would make a release if it were called now, or finish one."""
-    if not params["publish"]:
+    if target is None or not params["publish"]:
         return False
     manifest = target.latest()
     if manifest is not None and not is_recorded(warehouse, target.uri, manifest.release_id):
@@ -115,7 +117,7 @@ def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any]
 
 
 def merge_release(
-    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target | None
 ) -> dict[str, Any] | None:
     """Build and verify a release aside, if it would differ from the target's latest one.
 
@@ -128,7 +130,7 @@ def merge_release(
         ReleaseError: If a gate fails, nothing is left of a source of the latest release, a corpus is no longer what was
             staged, or the release does not read back as planned. The latest release is as it was.
     """
-    if not params["publish"]:
+    if target is None or not params["publish"]:
         log.info("this run was asked not to publish")
         return None
     manifest = target.latest()
