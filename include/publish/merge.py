@@ -35,7 +35,7 @@ from include.publish.release import (
     needs_release,
     unpromoted,
 )
-from include.publish.targets import Target
+from include.publish.targets import Target, canonical_uri
 from include.settings import Settings
 from include.sources import RECIPES
 from include.sources.reader import audio_reader, resolve_corpus
@@ -102,7 +102,14 @@ def check_publishing(
     latest = target.latest()
     selection = Selection.of(params, latest)
     check_licences(target, [name for name in latest_loads(warehouse) if name in RECIPES and selection.takes(name)])
-    check_overwrite(target, latest, selection.narrowed, None, default=settings.target, force=params["force"])
+    check_overwrite(
+        target,
+        latest,
+        selection.narrowed,
+        None,
+        default=canonical_uri(settings.target, settings),
+        force=params["force"],
+    )
 
 
 def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target | None) -> bool:
@@ -157,7 +164,7 @@ def merge_release(
         manifest,
         selection.narrowed,
         plan.generator.get("model"),
-        default=settings.target,
+        default=canonical_uri(settings.target, settings),
         force=params["force"],
     )
     if manifest is not None:

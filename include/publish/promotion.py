@@ -11,7 +11,7 @@ from typing import Any
 from include.publish.guards import check_licences, check_overwrite
 from include.publish.manifest import Manifest, ReleaseError, read_manifest
 from include.publish.release import find_release, promote, prune_releases
-from include.publish.targets import Pushed, Target
+from include.publish.targets import Pushed, Target, canonical_uri
 from include.settings import Settings
 from include.storage.releases import is_recorded, record_release
 from include.storage.warehouse import Warehouse
@@ -43,7 +43,7 @@ def publish_release(
             latest,
             manifest.narrowed,
             manifest.generator.get("model"),
-            default=settings.target,
+            default=canonical_uri(settings.target, settings),
             force=params["force"],
         )
     pushed = target.push(folder, manifest)

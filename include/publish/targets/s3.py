@@ -40,7 +40,10 @@ LOCK_S = 3600
 PART_BYTES = 64 << 20
 """Bytes of one part of an upload; S3 takes at most 10,000 parts, so files up to 640 GB."""
 
-_EVERYBODY = "http://acs.amazonaws.com/groups/global/AllUsers"
+_EVERYBODY = {  # whoever has an account at AWS can read what the second may
+    "http://acs.amazonaws.com/groups/global/AllUsers",
+    "http://acs.amazonaws.com/groups/global/AuthenticatedUsers",
+}
 _ABSENT = ("NoSuchKey", "404", "NotFound")
 _CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412")
 _BUSY = (429, 503)
@@ -109,7 +112,7 @@ class S3Target:
         except ClientError as error:
             log.debug("%s: %s", self.uri, error)
             return False
-        return any(grant.get("Grantee", {}).get("URI") == _EVERYBODY for grant in grants)
+        return any(grant.get("Grantee", {}).get("URI") in _EVERYBODY for grant in grants)
 
     def fetch(self, release_id: str, file: FileEntry, path: Path) -> None:
         """See Target."""

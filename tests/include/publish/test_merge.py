@@ -22,6 +22,7 @@ from include.publish import release as release_module
 from include.publish.guards import OverwriteError
 from include.publish.manifest import ReleaseError, read_manifest
 from include.publish.merge import has_news
+from include.publish.targets import open_target
 from include.settings import PROJECT_ROOT, Settings
 from include.sources import RECIPES
 from include.storage.releases import list_releases
@@ -133,6 +134,19 @@ def test_a_narrowed_run_publishes_to_a_target_of_its_own_only(warehouse: Warehou
     assert whole and read_manifest(Path(whole["uri"])).narrowed is None
     with pytest.raises(OverwriteError, match=f"would take the place of release {whole['release_id']}, which is whole"):
         generate(warehouse, settings, trials, max_samples=2)
+
+
+@pytest.mark.parametrize(
+    ("default", "asked"), [("trials/", "trials"), ("trials", "trials/"), ("releases", "releases/")]
+)
+def test_the_default_target_takes_no_trial_however_it_is_spelled(
+    warehouse: Warehouse, settings: Settings, default: str, asked: str
+) -> None:
+    settings = settings.model_copy(update={"target": f"{settings.home}/{default}"})
+    target = open_target(f"{settings.home}/{asked}", settings, private=True, s3_client=dict, hub_account=dict)
+    stage(warehouse, settings, "meld")
+    with pytest.raises(OverwriteError, match="max_samples=2 would take the place of the dataset"):
+        generate(warehouse, settings, target, max_samples=2)
 
 
 def test_some_modes_are_published_to_a_target_of_their_own_only(warehouse: Warehouse, settings: Settings) -> None:

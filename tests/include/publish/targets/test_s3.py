@@ -455,8 +455,11 @@ def test_a_public_bucket_is_public_whatever_the_setting_says(moto: S3Server, tmp
     target = new_target(moto, tmp_path)
     assert not target.is_public()
     assert S3Target(target._bucket, "", tmp_path, moto.client(), private=False).is_public()
-    moto.client().put_bucket_acl(Bucket=target._bucket, ACL="public-read")
-    assert target.is_public()
+    for acl in ("authenticated-read", "public-read"):
+        moto.client().put_bucket_acl(Bucket=target._bucket, ACL="private")
+        assert not target.is_public()
+        moto.client().put_bucket_acl(Bucket=target._bucket, ACL=acl)
+        assert target.is_public()
     with pytest.raises(LicenceError, match=f"{target.uri} is public"):
         check_licences(target, ["meld"])
 
