@@ -107,10 +107,11 @@ PARAMS = {
     "leave_out": Param(
         get_settings().leave_out,
         type="array",
-        items={"type": "string", "enum": list(RECIPES)},
+        # No enum: a release may hold a source that has no recipe any more.
+        items={"type": "string"},
         examples=list(RECIPES),
         title="Leave out",
-        description="Sources that are not published",
+        description="Sources that are not published, also such that only the target's latest release knows",
         section="Publish",
     ),
     "review": Param(
@@ -124,7 +125,8 @@ PARAMS = {
         False,
         type="boolean",
         title="Force",
-        description="Let a release of some samples, some modes or another model replace the target's",
+        description="Let a release of some samples, some modes, another model or fewer sources replace the target's; "
+        "publish without review what was not approved",
         section="Publish",
     ),
 }
@@ -132,6 +134,9 @@ ANY_STAGED = AssetAny(*STAGED.values())
 
 
 def _target(params: dict):
+    """The run's target; None if it does not publish: then it may be down, or not set up."""
+    if not params["publish"]:
+        return None
     from include.publish.targets import open_target
 
     return open_target(
@@ -182,7 +187,7 @@ def generate_and_publish() -> None:
         log.info("woken by %s", woken_by)
         leave_note(f"Woken by {woken_by}.")
         wanted = {**params, "publish": params["publish"] and not params["estimate"]}
-        work = plan_run(warehouse(), get_settings(), wanted, _target(params))
+        work = plan_run(warehouse(), get_settings(), wanted, _target(wanted))
         if work is None:
             skip("nothing is pending and nothing is new: no work")
         return work

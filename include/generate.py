@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 
 
 def plan_run(
-    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target | None
 ) -> dict[str, list[dict[str, Any]]] | None:
-    """Find all pending work within a run's Params.
+    """Find all pending work within a run's Params; `target` is None if the run does not publish.
 
     Returns:
         Mode -> its shards with work; None when nothing is pending and nothing waits to be published.
@@ -53,8 +53,7 @@ def plan_run(
     settings = pinned(settings)
     # Prompts are kept in step for all sources and modes: which of them are pending must be known for publishing too.
     hashes = current_mode_hashes(settings, list(MODES))
-    model = next(str(inputs["model"]) for _, inputs in hashes.values())
-    check_publishing(warehouse, settings, params, target, model)
+    check_publishing(warehouse, settings, params, target)
     updated = sync_prompts(warehouse, staged, hashes)
     log.info("%d sources staged, %d prompts new or changed", len(staged), updated)
     # Before work is counted: what a stricter rule rejects now is written again by this very run.

@@ -66,25 +66,25 @@ def rows_add_up(sources: Mapping[str, SourceEntry]) -> list[Gate]:
 
 
 def one_generator(
-    modes: Mapping[str, Mapping[str, str]], generators: Mapping[str, str | None], kept: Iterable[str]
+    modes: Mapping[str, Mapping[str, str]], generators: Mapping[str, str | None], kept: Mapping[str, str]
 ) -> list[Gate]:
     """Check that one model in one revision wrote everything, and one prompt each mode.
 
     Args:
         modes: Source -> mode -> mode_hash.
         generators: Source -> "<model>@<revision>", None where the task needs no model.
-        kept: Sources whose part is that of an earlier release, because they are not complete.
+        kept: Source whose part is that of an earlier release -> why, as "not complete".
     """
-    kept = set(kept)
 
     def found(name: str, by_source: Mapping[str, str]) -> Gate:
         sources: dict[str, list[str]] = {}
         for source, value in by_source.items():
-            sources.setdefault(value, []).append(f"{source} (kept, not complete)" if source in kept else source)
+            sources.setdefault(value, []).append(f"{source} (kept, {kept[source]})" if source in kept else source)
         if len(sources) <= 1:
             return Gate(name=name, measured=next(iter(sources), "none"), limit="one", passed=True)
         measured = "; ".join(f"{value} for {', '.join(names)}" for value, names in sources.items())
-        return Gate(name=name, measured=measured, limit="one; run until no source is pending", passed=False)
+        limit = "one; run until no source is pending, and stage or leave_out those that are not staged"
+        return Gate(name=name, measured=measured, limit=limit, passed=False)
 
     by_mode: dict[str, dict[str, str]] = {}
     for source, hashes in modes.items():

@@ -1,6 +1,7 @@
 """What must not be published: audio that its owners do not share, and a trial in the place of the dataset.
 
-Checked when a run is planned, before any GPU works for it, and again before its release is promoted.
+Checked when a run is planned, before any GPU works for it, and again before its release is promoted; that a release is
+by another model, only then.
 """
 
 from __future__ import annotations
@@ -41,15 +42,20 @@ class Selection:
     left_out: frozenset[str]
 
     @classmethod
-    def of(cls, params: Mapping[str, Any]) -> Selection:
+    def of(cls, params: Mapping[str, Any], latest: Manifest | None) -> Selection:
         """Read a run's Params.
 
+        Args:
+            params: Of the run.
+            latest: Manifest of the target's latest release; sources of it can be left out that have no recipe any more.
+
         Raises:
-            BadInputError: If a source is to be left out that no recipe knows.
+            BadInputError: If a source is to be left out that neither knows.
         """
-        unknown = sorted(set(params["leave_out"]) - set(RECIPES))
+        known = [*RECIPES, *(name for name in (latest.sources if latest else ()) if name not in RECIPES)]
+        unknown = sorted(set(params["leave_out"]) - set(known))
         if unknown:
-            raise BadInputError(f"leave_out names unknown sources {', '.join(unknown)}; there are {', '.join(RECIPES)}")
+            raise BadInputError(f"leave_out names unknown sources {', '.join(unknown)}; there are {', '.join(known)}")
         modes = [mode for mode in MODES if mode in params["modes"]]
         return cls(modes, params["max_samples"], frozenset(params["leave_out"]))
 
@@ -92,7 +98,7 @@ def check_overwrite(
         target: Of the run.
         latest: Manifest of its latest release; None if it has none.
         narrowed: Why the new release is only a trial (`Selection.narrowed`); None if it is not.
-        model: Name of the model that wrote it; None if it needed none.
+        model: Name of the model that wrote it; None if it needed none, or none shall be compared.
         default: URI of the target that runs have by default: never one for trials.
         force: Let it pass.
 
@@ -110,5 +116,6 @@ def check_overwrite(
     before = latest.generator.get("model") if latest is not None else None
     if latest is not None and before and model and before != model:
         raise OverwriteError(
-            f"{target.uri}: release {latest.release_id} was written by {before}, this one would be by {model}. {ways}"
+            f"{target.uri}: release {latest.release_id} was written by {before}, this one would be by {model}. {ways} "
+            "once everything is generated"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,19 @@ from include.schema import BadInputError, Task, merge_counts
 
 MANIFEST_NAME = "manifest.json"
 
+_OWN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
+
 
 class ReleaseError(BadInputError):
     """A release cannot be built or is not what its manifest says; the message names the release and the reason."""
+
+
+def is_own_id(name: str) -> bool:
+    """Tell whether a folder has the name that `merge` gives a release: its time, and a hash of its content.
+
+    Others may keep folders beside the releases, with a manifest.json of their own: those are not ours to remove.
+    """
+    return _OWN_ID.fullmatch(name) is not None
 
 
 class FileEntry(BaseModel):

@@ -2,12 +2,14 @@
 
 A source is in a release when it is complete: every staged sample and mode is accepted or given up; one whose task needs
 no language model is complete as soon as it is staged. One that is not keeps its part of the target's latest release, or
-waits for its first. The release is built and verified on this machine; `include.publish.promotion` makes it public.
+waits for its first; so does one that this warehouse never staged. None leaves the dataset unless somebody says so. The
+release is built and verified on this machine; `include.publish.promotion` makes it public.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,10 +31,11 @@ from include.publish.release import (
     ask_for_review,
     awaits_review,
     build_aside,
+    clear_review,
     needs_release,
     unpromoted,
 )
-from include.publish.targets import Target
+from include.publish.targets import Target, canonical_uri
 from include.settings import Settings
 from include.sources import RECIPES
 from include.sources.reader import audio_reader, resolve_corpus
@@ -59,12 +62,16 @@ class _Content:
     Attributes:
         complete: Complete source -> what it holds.
         waiting: Sources that are not complete.
-        kept: Those of them that have a part in the latest release, with its fingerprint.
+        unstaged: Sources of the latest release that this warehouse never staged: it is new, or not the only one.
+        gone: Source of the latest release of which nothing is left -> why.
+        kept: Sources of the first two kinds that have a part in the latest release, with its fingerprint.
         coverage: Staged and given-up samples of the complete sources, by source and mode.
     """
 
     complete: dict[str, SourceContents]
     waiting: list[str]
+    unstaged: list[str]
+    gone: dict[str, str]
     kept: dict[str, str]
     coverage: list[dict[str, Any]]
 
@@ -75,40 +82,49 @@ class _Content:
 
 
 def check_publishing(
-    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target, model: str
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target | None
 ) -> None:
     """Refuse what would not be published in the end, before any work is done for it.
+
+    Not another model: what it writes is wanted, and when all is written somebody lets it pass (`force`).
 
     Args:
         warehouse: Knows what is staged.
         settings: Name the target that is everybody's.
         params: Of the run.
-        target: Of the run.
-        model: Name of the model that this run generates with.
+        target: Of the run; None if it does not publish.
 
     Raises:
         BadInputError: See `include.publish.guards`.
     """
-    if not params["publish"]:
+    if target is None or not params["publish"]:
         return
-    selection = Selection.of(params)
+    latest = target.latest()
+    selection = Selection.of(params, latest)
     check_licences(target, [name for name in latest_loads(warehouse) if name in RECIPES and selection.takes(name)])
-    check_overwrite(target, target.latest(), selection.narrowed, model, default=settings.target, force=params["force"])
+    check_overwrite(
+        target,
+        latest,
+        selection.narrowed,
+        None,
+        default=canonical_uri(settings.target, settings),
+        force=params["force"],
+    )
 
 
-def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target) -> bool:
+def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target | None) -> bool:
     """Whether `merge_release` would make a release if it were called now, or finish one."""
-    if not params["publish"]:
+    if target is None or not params["publish"]:
         return False
     manifest = target.latest()
     if manifest is not None and not is_recorded(warehouse, target.uri, manifest.release_id):
         return True  # the run that made it died before it could say so
-    content = _content(warehouse, settings, Selection.of(params), manifest)
-    return bool(content.fingerprints) and needs_release(manifest, content.fingerprints)
+    content = _content(warehouse, settings, Selection.of(params, manifest), manifest)
+    return bool(content.gone or content.fingerprints) and needs_release(manifest, content.fingerprints)
 
 
 def merge_release(
-    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target
+    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target | None
 ) -> dict[str, Any] | None:
     """Build and verify a release aside, if it would differ from the target's latest one.
 
@@ -118,22 +134,27 @@ def merge_release(
 
     Raises:
         BadInputError: If a guard refuses it.
-        ReleaseError: If a gate fails, a corpus is no longer what was staged, or the release does not read back as
-            planned. The latest release is as it was.
+        ReleaseError: If a gate fails, nothing is left of a source of the latest release, a corpus is no longer what was
+            staged, or the release does not read back as planned. The latest release is as it was.
     """
-    if not params["publish"]:
+    if target is None or not params["publish"]:
         log.info("this run was asked not to publish")
         return None
-    selection = Selection.of(params)
     manifest = target.latest()
+    selection = Selection.of(params, manifest)
+    if manifest is not None:
+        settle(warehouse, target, manifest)
     content = _content(warehouse, settings, selection, manifest)
     if content.waiting:
         log.warning("not complete yet, so left as they were: %s", ", ".join(content.waiting))
+    if content.unstaged:
+        log.warning("not staged in this warehouse, so left as they were: %s", ", ".join(content.unstaged))
+    if not params["force"]:
+        _refuse_to_drop(target, content.gone)
     if not content.fingerprints:
         log.info("no source is complete yet")
         return None
     if manifest is not None and not needs_release(manifest, content.fingerprints):
-        settle(warehouse, target, manifest)
         log.info("release %s of %s holds just this already", manifest.release_id, target.uri)
         return None
     plan = _plan(warehouse, settings, selection, content, manifest, target)
@@ -143,30 +164,43 @@ def merge_release(
         manifest,
         selection.narrowed,
         plan.generator.get("model"),
-        default=settings.target,
+        default=canonical_uri(settings.target, settings),
         force=params["force"],
     )
     if manifest is not None:
         mirror_latest(target, manifest, content.fingerprints)
-    rows = _rows_of(warehouse, selection, content.waiting)
+    rows = _rows_of(warehouse, selection, content)
     release = build_aside(target.staging, plan, rows, _audio_of(warehouse, settings))
     if params["review"]:
         ask_for_review(release.path)
-    return _described(target, release, manifest, content.waiting)
+    elif params["force"]:
+        clear_review(release.path)
+    return _described(target, release, manifest, content)
 
 
-def _described(target: Target, release: Release, before: Manifest | None, waiting: list[str]) -> dict[str, Any]:
+def _refuse_to_drop(target: Target, gone: Mapping[str, str]) -> None:
+    """Refuse a release that would lack sources of the one before, though nobody asked for that."""
+    if gone:
+        named = ", ".join(f"{name} ({why})" for name, why in gone.items())
+        raise ReleaseError(
+            f"{target.uri}: its latest release holds sources that the next one could not: {named}. Bring them back, or "
+            f"let them go: leave_out={json.dumps(list(gone))}, or force=true"
+        )
+
+
+def _described(target: Target, release: Release, before: Manifest | None, content: _Content) -> dict[str, Any]:
     manifest = release.manifest
     return {
         "release_id": manifest.release_id,
         "target": target.uri,
         "aside": str(release.path),
         "review": awaits_review(release.path),
-        "summary": summary(target, manifest, before, waiting),
+        "summary": summary(target, manifest, before, content.waiting, content.unstaged),
         "rows": {name: source.rows_by_mode for name, source in manifest.sources.items()},
         "left_out": {name: source.left_out for name, source in manifest.sources.items() if source.left_out},
         "reused": list(release.reused),
-        "waiting": waiting,
+        "waiting": content.waiting,
+        "unstaged": content.unstaged,
     }
 
 
@@ -178,11 +212,21 @@ def _content(warehouse: Warehouse, settings: Settings, selection: Selection, man
     pending = {row["source"] for row in covered if row["pending"]}
     waiting = [name for name in generated if name in pending]
     found = {name: source_contents(warehouse, _query(name, selection)) for name in sources if name not in pending}
+    complete = {name: contents for name, contents in found.items() if contents}
     published = manifest.fingerprints if manifest else {}
+    missing = [name for name in published if selection.takes(name) and name not in (*complete, *waiting)]
+    unstaged = [name for name in missing if name in RECIPES and name not in sources]
+    gone = {
+        name: "staged here, but no accepted row is left" if name in RECIPES else "no recipe has that name"
+        for name in missing
+        if name not in unstaged
+    }
     return _Content(
-        complete={name: contents for name, contents in found.items() if contents},
+        complete=complete,
         waiting=waiting,
-        kept={name: published[name] for name in waiting if name in published},
+        unstaged=unstaged,
+        gone=gone,
+        kept={name: published[name] for name in (*waiting, *unstaged) if name in published},
         coverage=[row for row in covered if row["source"] not in pending],
     )
 
@@ -208,7 +252,7 @@ def _plan(
 ) -> ReleasePlan:
     """Say what the release is to hold, besides its rows."""
     loads = latest_loads(warehouse)
-    release_id, created_at = _identity(target, content.fingerprints)
+    release_id, created_at = _identity(target, content.fingerprints, selection.narrowed)
     hashes = {
         name: {mode: _only(release_id, name, mode, found) for mode, found in contents.mode_hashes.items()}
         for name, contents in content.complete.items()
@@ -245,7 +289,7 @@ def _plan(
             *gates.one_generator(
                 {name: source.modes for name, source in sources.items()},
                 {name: source.generator for name, source in sources.items()},
-                content.kept,
+                {name: "not staged" if name in content.unstaged else "not complete" for name in content.kept},
             ),
             *gates.given_up(content.coverage, settings.max_given_up),
             *gates.unmapped_labels(list_unmapped(warehouse), read, settings.max_unmapped),
@@ -290,7 +334,7 @@ def _part(
 
 
 def _kept_part(name: str, latest: Manifest) -> SourcePlan:
-    """A source that is not complete, as the latest release holds it."""
+    """A source that is not complete here, as the latest release holds it."""
     recipe, kept = RECIPES[name], latest.sources[name]
     return SourcePlan(
         fingerprint=kept.fingerprint,
@@ -308,13 +352,14 @@ def _kept_part(name: str, latest: Manifest) -> SourcePlan:
     )
 
 
-def _identity(target: Target, fingerprints: Mapping[str, str]) -> tuple[str, datetime]:
+def _identity(target: Target, fingerprints: Mapping[str, str], narrowed: str | None) -> tuple[str, datetime]:
     """Name a release by its time and content.
 
     One of the same content that was built but not promoted is taken up again: its run died, or nobody approved it.
     """
     joined = "\n".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
-    content = hashlib.sha256(f"{WRITER_VERSION}\n{joined}".encode()).hexdigest()[:12]
+    # A trial is not the dataset, even if it happens to hold all of it.
+    content = hashlib.sha256(f"{WRITER_VERSION}\n{narrowed or ''}\n{joined}".encode()).hexdigest()[:12]
     for release_id, path in unpromoted(target.staging).items():
         if release_id.endswith(f"-{content}"):
             return release_id, read_manifest(path).created_at
@@ -322,12 +367,13 @@ def _identity(target: Target, fingerprints: Mapping[str, str]) -> tuple[str, dat
     return f"{created_at:%Y%m%dT%H%M%SZ}-{content}", created_at
 
 
-def _rows_of(warehouse: Warehouse, selection: Selection, waiting: list[str]) -> Callable[[str], Iterator[pa.Table]]:
+def _rows_of(warehouse: Warehouse, selection: Selection, content: _Content) -> Callable[[str], Iterator[pa.Table]]:
     def rows(source: str) -> Iterator[pa.Table]:
-        if source in waiting:
+        if source in content.kept:
+            lacks, first = ("staged", f"ingest_{source}, then ") if source in content.unstaged else ("complete", "")
             raise ReleaseError(
-                f"{source} is not complete, and its files in the latest release cannot be used again; "
-                "run generate_and_publish until nothing of it is pending"
+                f"{source} is not {lacks}, and its files in the latest release cannot be used again; "
+                f"run {first}generate_and_publish until nothing of it is pending"
             )
         return published_rows(warehouse, _query(source, selection))
 

@@ -6,7 +6,8 @@ import hashlib
 import logging
 from collections.abc import Mapping
 
-from include.publish.manifest import Manifest, ReleaseError, write_manifest
+from include.publish.manifest import Manifest, write_manifest
+from include.publish.parquet import WRITER_VERSION
 from include.publish.release import latest_manifest, promote
 from include.publish.targets import Target
 
@@ -17,16 +18,18 @@ def mirror_latest(target: Target, manifest: Manifest, fingerprints: Mapping[str,
     """Make the staging folder's `latest` the target's latest release, as far as the next one needs its files.
 
     On the machine that pushed it nothing is missing. Another one fetches the files of the sources that stay as they
-    are; the next release then has the same bytes under the same names, and they need not be uploaded.
+    are; the next release then has the same bytes under the same names, and they need not be uploaded. A file that the
+    target lost, or that is damaged there, is left missing: its source is written anew, or refused by name.
 
     Args:
         target: Where it lies.
         manifest: Its manifest.
         fingerprints: Source -> fingerprint in the next release.
-
-    Raises:
-        ReleaseError: If a file is not what the manifest says.
     """
+    if not target.is_remote:  # releases are built where they lie
+        return
+    if manifest.writer_version != WRITER_VERSION:  # every source is written anew
+        return
     folder = target.staging / manifest.release_id
     kept = [source for name, source in manifest.sources.items() if fingerprints.get(name) == source.fingerprint]
     fetched = 0
@@ -36,10 +39,16 @@ def mirror_latest(target: Target, manifest: Manifest, fingerprints: Mapping[str,
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
-        target.fetch(manifest.release_id, file, part)
+        try:
+            target.fetch(manifest.release_id, file, part)
+        except FileNotFoundError:
+            log.warning("%s: %s of release %s is not there", target.uri, file.path, manifest.release_id)
+            continue
         with part.open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
-                raise ReleaseError(f"{target.uri}: {file.path} of release {manifest.release_id} is damaged (sha256)")
+                log.warning("%s: %s of release %s is damaged (sha256)", target.uri, file.path, manifest.release_id)
+                part.unlink()
+                continue
         part.chmod(0o444)
         part.rename(path)
         fetched += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from include.publish.guards import check_licences, check_overwrite
 from include.publish.manifest import Manifest, ReleaseError, read_manifest
 from include.publish.release import find_release, promote, prune_releases
-from include.publish.targets import Pushed, Target
+from include.publish.targets import Pushed, Target, canonical_uri
 from include.settings import Settings
 from include.storage.releases import is_recorded, record_release
 from include.storage.warehouse import Warehouse
@@ -43,7 +43,7 @@ def publish_release(
             latest,
             manifest.narrowed,
             manifest.generator.get("model"),
-            default=settings.target,
+            default=canonical_uri(settings.target, settings),
             force=params["force"],
         )
     pushed = target.push(folder, manifest)
@@ -68,13 +68,19 @@ def settle(warehouse: Warehouse, target: Target, manifest: Manifest) -> None:
     if is_recorded(warehouse, target.uri, manifest.release_id):
         return
     log.info("release %s of %s was promoted by a run that died; recording it", manifest.release_id, target.uri)
-    pushed = target.push(target.staging / manifest.release_id, manifest)
+    try:
+        pushed = target.push(target.staging / manifest.release_id, manifest)
+    except ReleaseError as error:  # damaged there meanwhile; the next release mends it, and must not wait for it
+        log.warning("release %s of %s is not recorded: %s", manifest.release_id, target.uri, error)
+        return
     with suppress(ReleaseError):  # another machine built it
         promote(target.staging, manifest.release_id)
     _record(warehouse, target, manifest, pushed)
 
 
-def summary(target: Target, manifest: Manifest, before: Manifest | None, waiting: list[str]) -> str:
+def summary(
+    target: Target, manifest: Manifest, before: Manifest | None, waiting: Sequence[str], unstaged: Sequence[str]
+) -> str:
     """Describe a release to whoever is to approve it, as Markdown: rows by source and mode, beside the latest's."""
     modes = list(manifest.modes)
     were = {name: source.rows for name, source in before.sources.items()} if before else {}
@@ -92,6 +98,8 @@ def summary(target: Target, manifest: Manifest, before: Manifest | None, waiting
     lines += [f"| {name}, no longer in it |{' |' * (len(modes) + 1)} {rows:,} |" for name, rows in were.items()]
     if waiting:
         lines += ["", f"Not complete yet, so as before: {', '.join(waiting)}."]
+    if unstaged:
+        lines += ["", f"Not staged in this warehouse, so as before: {', '.join(unstaged)}."]
     return "\n".join(lines)
 
 

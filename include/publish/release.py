@@ -38,6 +38,7 @@ from include.publish.manifest import (
     ReleaseError,
     SourceEntry,
     SplitEntry,
+    is_own_id,
     read_manifest,
     write_manifest,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "awaits_review",
     "build_aside",
     "build_release",
+    "clear_review",
     "find_release",
     "latest_manifest",
     "needs_release",
@@ -208,7 +210,7 @@ def build_aside(
     """Build and verify a release, and leave it aside for `promote`.
 
     A release of that id with the same sources that lies aside, or was promoted by a run that died then, is taken as it
-    is. Others that lie aside are removed: what they hold is out of date.
+    is. Others that lie aside are removed: what they hold is out of date. If one of them awaits a review, so does this.
 
     Args:
         releases_dir: Folder of all releases; made if it is not there.
@@ -224,17 +226,22 @@ def build_aside(
             back as planned. The releases that were there are untouched, then and after any other error.
     """
     _check_plan(plan)
-    releases_dir.mkdir(parents=True, exist_ok=True)
     aside = releases_dir / f"{_BUILT}{plan.release_id}"
     with _only_builder(releases_dir):
         for stale in releases_dir.glob(f"{_BUILDING}*"):  # we hold the lock: its builder is dead
             log.warning("removing %s, left by a build that died", stale.name)
             shutil.rmtree(stale)
-        for old in releases_dir.glob(f"{_BUILT}*"):
-            if old != aside:
-                log.info("removing %s, which was never promoted and is out of date", old.name)
-                _remove(old)
+        outdated = [old for old in releases_dir.glob(f"{_BUILT}*") if old != aside]
+        asked = [old for old in outdated if awaits_review(old)]
+        for old in outdated:
+            if old not in asked:
+                _remove_outdated(old)
+        require(plan.gates, plan.release_id)
         release = _finished_before(releases_dir, plan) or _build(releases_dir, aside, plan, rows, audio)
+        if asked:  # one changed row makes no yes of a no; should we die before, the old one still says so
+            ask_for_review(release.path)
+        for old in asked:
+            _remove_outdated(old)
     log.info(
         "release %s is whole: %d rows, reused: %s",
         plan.release_id,
@@ -259,8 +266,8 @@ def promote(releases_dir: Path, release_id: str) -> Path:
     promoted = releases_dir / release_id
     with _only_builder(releases_dir):
         there = find_release(releases_dir, release_id)
+        clear_review(there)
         if there != promoted:
-            (there / _REVIEW).unlink(missing_ok=True)
             there.rename(promoted)
         _point_latest_to(promoted)
     return promoted
@@ -283,7 +290,8 @@ def find_release(releases_dir: Path, release_id: str) -> Path:
 def unpromoted(releases_dir: Path) -> dict[str, Path]:
     """Return whole releases that `latest` has not come to yet, by id: those aside, and newer ones than the latest."""
     latest = (releases_dir / LATEST).resolve().name if (releases_dir / LATEST).exists() else ""
-    aside = {path.name.removeprefix(_BUILT): path for path in releases_dir.glob(f"{_BUILT}*")}
+    built = {path.name.removeprefix(_BUILT): path for path in releases_dir.glob(f"{_BUILT}*")}
+    aside = {release_id: path for release_id, path in built.items() if is_own_id(release_id)}
     # Promoted by a run that died before it could point `latest` to it.
     return aside | {path.name: path for path in promoted_releases(releases_dir) if path.name > latest}
 
@@ -293,10 +301,16 @@ def ask_for_review(release: Path) -> None:
     (release / _REVIEW).touch()
 
 
+def clear_review(release: Path) -> None:
+    """Take the mark away: somebody said yes."""
+    (release / _REVIEW).unlink(missing_ok=True)
+
+
 def awaits_review(release: Path) -> bool:
     """Tell whether a release was marked so.
 
-    Once asked, always asked: a later run that does not review must not publish what was rejected.
+    Once asked, always asked: a later run that does not review must not publish what was rejected, nor what took its
+    place.
     """
     return (release / _REVIEW).exists()
 
@@ -323,9 +337,9 @@ def prune_releases(releases_dir: Path, keep: int) -> list[str]:
 
 
 def promoted_releases(releases_dir: Path) -> list[Path]:
-    """Return the folders of promoted releases; neither the `latest` link nor what lies aside."""
+    """Return the folders of promoted releases; neither the `latest` link, nor what lies aside, nor others' folders."""
     found = [manifest.parent for manifest in releases_dir.glob(f"[!.]*/{MANIFEST_NAME}")]
-    return [path for path in found if not path.is_symlink()]
+    return [path for path in found if is_own_id(path.name) and not path.is_symlink()]
 
 
 def _remove(release: Path) -> None:
@@ -426,6 +440,7 @@ def _check_plan(plan: ReleasePlan) -> None:
 @contextmanager
 def _only_builder(releases_dir: Path) -> Iterator[None]:
     """Hold the folder's lock; the kernel frees it however the process ends."""
+    releases_dir.mkdir(parents=True, exist_ok=True)
     with (releases_dir / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -433,6 +448,11 @@ def _only_builder(releases_dir: Path) -> Iterator[None]:
             log.info("another release is being built in %s; waiting until it is done", releases_dir)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _remove_outdated(old: Path) -> None:
+    log.info("removing %s, which was never promoted and is out of date", old.name)
+    _remove(old)
 
 
 def _finished_before(releases_dir: Path, plan: ReleasePlan) -> Release | None:
@@ -463,7 +483,6 @@ def _build(
 ) -> Release:
     """Build and verify a release; only then does it get the name of one that is whole."""
     building = releases_dir / f"{_BUILDING}{plan.release_id}"
-    require(plan.gates, plan.release_id)
     latest = latest_manifest(releases_dir)
     reusable = latest.sources if latest and latest.writer_version == WRITER_VERSION else {}
     building.mkdir()

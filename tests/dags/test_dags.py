@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +73,29 @@ def test_generation_wakes_on_any_staged_source(dags: dict[str, Any]) -> None:
     }
     generated = {f"{mode}.generate" for mode in MODES}
     assert dag.get_task("quality_report").upstream_task_ids == {"generate_or_estimate", *generated}
+
+
+def test_a_run_that_does_not_publish_opens_no_target(dags: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_target(*_: object, **__: object) -> None:
+        raise ConnectionError("the target is down")
+
+    monkeypatch.setattr("include.publish.targets.open_target", open_target)
+    plan = dags[GENERATE].get_task("plan").python_callable
+    merge = dags[GENERATE].get_task("merge_and_publish.merge").python_callable
+    monkeypatch.setitem(plan.__globals__, "warehouse", lambda: None)
+    seen = []
+    monkeypatch.setattr("include.generate.plan_run", lambda *arguments: seen.append(arguments[2:]) or {"sift_s": []})
+    monkeypatch.setattr(
+        "include.publish.merge.merge_release", lambda *arguments: seen.append(arguments[2:]) or {"a": 1}
+    )
+    params = {"estimate": False, "target": "s3://bucket/sift", "private": True}
+    dag_run = SimpleNamespace(conf={}, run_type="manual")
+    for asked in ({"publish": False}, {"publish": True, "estimate": True}):
+        plan(params={**params, **asked}, dag_run=dag_run)
+    merge(params={**params, "publish": False})
+    assert [(arguments["publish"], target) for arguments, target in seen] == [(False, None)] * 3
+    with pytest.raises(ConnectionError):
+        merge(params={**params, "publish": True})
 
 
 def test_schedules_can_be_switched_off() -> None:

@@ -7,6 +7,7 @@ readers of the target get: whole or not at all, whatever fails and however the p
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +72,11 @@ class Target(Protocol):
         ...
 
     def fetch(self, release_id: str, file: FileEntry, path: Path) -> None:
-        """Bring one data file of the latest release to this machine; the caller checks its hash."""
+        """Bring one data file of the latest release to this machine; the caller checks its hash.
+
+        Raises:
+            FileNotFoundError: If the target does not have it.
+        """
         ...
 
     def push(self, release: Path, manifest: Manifest) -> Pushed:
@@ -87,7 +92,7 @@ class Target(Protocol):
         ...
 
     def prune(self, keep: int) -> list[str]:
-        """Remove old releases and what pushes that died left behind; the latest release is never removed.
+        """Remove old releases and what pushes that died left behind; never the latest release, nor what is not ours.
 
         Args:
             keep: Releases to keep, with the latest; 0: all.
@@ -122,6 +127,7 @@ def open_target(
     from include.publish.targets.local import LocalTarget
     from include.publish.targets.s3 import S3Target
 
+    uri = canonical_uri(uri, settings)
     if uri == LOCAL:
         return LocalTarget(LOCAL, settings.releases_dir)
     if match := re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*?))?/*", uri):
@@ -134,6 +140,19 @@ def open_target(
     raise BadInputError(
         f"target {uri!r}: give 'local', the absolute path of a folder, s3://bucket/prefix or hf://datasets/org/name"
     )
+
+
+def canonical_uri(uri: str, settings: Settings) -> str:
+    """Return the one spelling of a target's URI: no slash at its end, and "local" for the releases folder's path.
+
+    What is recorded under it, and guarded as everybody's target, must not depend on how somebody typed it.
+    """
+    if "://" in uri:
+        return uri if uri.endswith("://") else uri.rstrip("/")
+    if not Path(uri).is_absolute():
+        return uri
+    same = Path(uri).resolve() == settings.releases_dir.resolve()
+    return LOCAL if same else os.path.normpath(uri)
 
 
 def _staging(settings: Settings, uri: str) -> Path:

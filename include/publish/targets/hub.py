@@ -69,8 +69,13 @@ class HubTarget:
 
     def fetch(self, release_id: str, file: FileEntry, path: Path) -> None:
         """See Target."""
+        from huggingface_hub.errors import RemoteEntryNotFoundError
+
         with TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
-            fetched = self._patiently(lambda: self._download(file.path, "main", folder))
+            try:
+                fetched = self._patiently(lambda: self._download(file.path, "main", folder))
+            except RemoteEntryNotFoundError as error:
+                raise FileNotFoundError(f"{self.uri}/{file.path}") from error
             Path(fetched).rename(path)
 
     def push(self, release: Path, manifest: Manifest) -> Pushed:

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from include.publish.card import CARD_NAME
-from include.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, ReleaseError
+from include.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, ReleaseError, is_own_id
 from include.publish.targets import Pushed
 from include.publish.targets.patience import asked_wait_s
 from include.schema import BadInputError
@@ -40,7 +40,10 @@ LOCK_S = 3600
 PART_BYTES = 64 << 20
 """Bytes of one part of an upload; S3 takes at most 10,000 parts, so files up to 640 GB."""
 
-_EVERYBODY = "http://acs.amazonaws.com/groups/global/AllUsers"
+_EVERYBODY = {  # whoever has an account at AWS can read what the second may
+    "http://acs.amazonaws.com/groups/global/AllUsers",
+    "http://acs.amazonaws.com/groups/global/AuthenticatedUsers",
+}
 _ABSENT = ("NoSuchKey", "404", "NotFound")
 _CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412")
 _BUSY = (429, 503)
@@ -109,10 +112,12 @@ class S3Target:
         except ClientError as error:
             log.debug("%s: %s", self.uri, error)
             return False
-        return any(grant.get("Grantee", {}).get("URI") == _EVERYBODY for grant in grants)
+        return any(grant.get("Grantee", {}).get("URI") in _EVERYBODY for grant in grants)
 
     def fetch(self, release_id: str, file: FileEntry, path: Path) -> None:
         """See Target."""
+        if self._head(f"{release_id}/{file.path}") is None:
+            raise FileNotFoundError(f"{self.uri}/{release_id}/{file.path}")
         with self._explained():
             self._client.download_file(self._bucket, self._key(f"{release_id}/{file.path}"), str(path))
 
@@ -322,11 +327,12 @@ class S3Target:
         )
 
     def _release_ids(self) -> list[str]:
+        """Ids of what we pushed here, in whole or in part; whatever else lies below the prefix is not ours."""
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._key(""), Delimiter="/"
         )
         prefixes = [each["Prefix"] for page in pages for each in page.get("CommonPrefixes", [])]
-        return [prefix.removeprefix(self._key("")).rstrip("/") for prefix in prefixes]
+        return [name for prefix in prefixes if is_own_id(name := prefix.removeprefix(self._key("")).rstrip("/"))]
 
     def _keys(self, folder: str) -> Iterator[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._key(folder))

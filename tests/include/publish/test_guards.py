@@ -96,7 +96,7 @@ def refused(latest: Manifest | None, uri: str = "/other", force: bool = False, *
     model = fields.pop("model")
     target = LocalTarget(uri, Path("/nowhere"))
     try:
-        check_overwrite(target, latest, Selection.of(fields).narrowed, model, default="local", force=force)
+        check_overwrite(target, latest, Selection.of(fields, latest).narrowed, model, default="local", force=force)
     except OverwriteError as error:
         return str(error)
     return ""

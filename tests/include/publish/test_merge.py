@@ -18,9 +18,11 @@ from benchmarks._corpus import write_every_source
 from include.generate import describe_quality, plan_run
 from include.generation.runner import current_mode_hashes
 from include.modes import MODES
+from include.publish import release as release_module
 from include.publish.guards import OverwriteError
 from include.publish.manifest import ReleaseError, read_manifest
 from include.publish.merge import has_news
+from include.publish.targets import open_target
 from include.settings import PROJECT_ROOT, Settings
 from include.sources import RECIPES
 from include.storage.releases import list_releases
@@ -33,6 +35,12 @@ from tests.include.publish.steps import EVERYTHING, default_target, folder_targe
 def settings(make_settings: Callable[..., Settings], tmp_path: Path) -> Settings:
     shutil.copytree(SAMPLES, tmp_path / "hub")
     return make_settings(hub=str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def unopened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the process that opens a built release with `datasets`."""
+    monkeypatch.setattr(release_module, "check_opens", lambda path, cache: None)
 
 
 def test_a_release_holds_every_accepted_row_and_opens(warehouse: Warehouse, settings: Settings) -> None:
@@ -128,6 +136,19 @@ def test_a_narrowed_run_publishes_to_a_target_of_its_own_only(warehouse: Warehou
         generate(warehouse, settings, trials, max_samples=2)
 
 
+@pytest.mark.parametrize(
+    ("default", "asked"), [("trials/", "trials"), ("trials", "trials/"), ("releases", "releases/")]
+)
+def test_the_default_target_takes_no_trial_however_it_is_spelled(
+    warehouse: Warehouse, settings: Settings, default: str, asked: str
+) -> None:
+    settings = settings.model_copy(update={"target": f"{settings.home}/{default}"})
+    target = open_target(f"{settings.home}/{asked}", settings, private=True, s3_client=dict, hub_account=dict)
+    stage(warehouse, settings, "meld")
+    with pytest.raises(OverwriteError, match="max_samples=2 would take the place of the dataset"):
+        generate(warehouse, settings, target, max_samples=2)
+
+
 def test_some_modes_are_published_to_a_target_of_their_own_only(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "meld")
     only = {**EVERYTHING, "modes": ["sift_s"]}
@@ -140,6 +161,7 @@ def test_some_modes_are_published_to_a_target_of_their_own_only(warehouse: Wareh
     assert set(read_manifest(Path(trial["uri"])).verdicts) == {"sift_s"}
 
 
+@pytest.mark.usefixtures("unopened")
 def test_another_model_does_not_take_the_place_of_the_dataset(
     warehouse: Warehouse, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,10 +170,9 @@ def test_another_model_does_not_take_the_place_of_the_dataset(
     first = merge_and_publish(warehouse, settings, EVERYTHING)
     assert first
     monkeypatch.setattr("include.generation.identity._model_identity", lambda settings: ("other", "r1", "none"))
-    with pytest.raises(OverwriteError, match=f"release {first['release_id']} was written by fake, .* by other"):
-        generate(warehouse, settings)
-    generate(warehouse, settings, publish=False)
-    with pytest.raises(OverwriteError, match="target of its own"):
+    assert generate(warehouse, settings)  # as a run does that nobody watches
+    said = f"release {first['release_id']} was written by fake, .* by other.* force=true once everything is generated"
+    with pytest.raises(OverwriteError, match=said):
         merge_and_publish(warehouse, settings, EVERYTHING)
     forced = merge_and_publish(warehouse, settings, {**EVERYTHING, "force": True})
     assert forced and read_manifest(Path(forced["uri"])).generator["model"] == "other"
@@ -165,6 +186,81 @@ def test_a_source_that_is_left_out_leaves_the_release(warehouse: Warehouse, sett
     assert release and list(release["rows"]) == ["ravdess"] and release["reused"] == ["ravdess"]
     with pytest.raises(ValueError, match="unknown sources melt"):
         merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["melt"]})
+
+
+def forget(warehouse: Warehouse, source: str) -> None:
+    """Make the warehouse one that never staged a source."""
+    with warehouse.connection() as connection:
+        connection.execute("delete from staging.samples where source = %s", [source])
+        connection.execute("delete from staging.loads where source = %s", [source])
+
+
+@pytest.mark.usefixtures("unopened")
+def test_a_source_that_this_warehouse_never_staged_keeps_its_part(
+    warehouse: Warehouse, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    first = merge_and_publish(warehouse, settings, EVERYTHING)
+    forget(warehouse, "ravdess")
+    assert not has_news(warehouse, settings, EVERYTHING, default_target(settings))
+    with caplog.at_level("WARNING"):
+        assert merge_and_publish(warehouse, settings, EVERYTHING) is None
+    assert "not staged in this warehouse, so left as they were: ravdess" in caplog.text
+    change_a_text(settings, "meld")
+    stage(warehouse, settings, "meld", run_id="2")
+    generate(warehouse, settings)
+    second = merge_and_publish(warehouse, settings, EVERYTHING)
+    assert first and second and second["rows"] == first["rows"]
+    assert (second["unstaged"], second["reused"]) == (["ravdess"], ["ravdess"])
+    assert "Not staged in this warehouse, so as before: ravdess." in second["summary"]
+    # Its files are all there is of it.
+    (file,) = (Path(second["uri"]) / "data" / "ravdess").glob("*.parquet")
+    file.chmod(0o644)
+    file.write_bytes(b"damaged")
+    stage(warehouse, settings, "commonvoice")
+    generate(warehouse, settings)
+    with pytest.raises(ReleaseError, match=r"ravdess is not staged, and its files .* run ingest_ravdess"):
+        merge_and_publish(warehouse, settings, EVERYTHING)
+    left = merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]})
+    assert left and set(left["rows"]) == {"commonvoice", "meld"}
+
+
+@pytest.mark.usefixtures("unopened")
+def test_a_new_warehouse_empties_no_dataset(warehouse: Warehouse, settings: Settings) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    first = merge_and_publish(warehouse, settings, EVERYTHING)
+    forget(warehouse, "meld")
+    forget(warehouse, "ravdess")
+    assert not has_news(warehouse, settings, EVERYTHING, default_target(settings))
+    assert merge_and_publish(warehouse, settings, EVERYTHING) is None
+    stage(warehouse, settings, "commonvoice")
+    generate(warehouse, settings)
+    second = merge_and_publish(warehouse, settings, EVERYTHING)
+    assert first and second and second["unstaged"] == ["meld", "ravdess"]
+    assert second["rows"].items() > first["rows"].items()
+
+
+@pytest.mark.usefixtures("unopened")
+@pytest.mark.parametrize("way_out", [{"leave_out": ["meld"]}, {"force": True}])
+@pytest.mark.parametrize("loss", ["no recipe has that name", "staged here, but no accepted row is left"])
+def test_a_source_of_which_nothing_is_left_is_dropped_only_if_somebody_says_so(
+    warehouse: Warehouse, settings: Settings, monkeypatch: pytest.MonkeyPatch, loss: str, way_out: dict[str, Any]
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    merge_and_publish(warehouse, settings, EVERYTHING)
+    if "recipe" in loss:
+        monkeypatch.delitem(RECIPES, "meld")
+    else:
+        with warehouse.connection() as connection:
+            connection.execute("delete from staging.samples where source = 'meld'")
+    assert has_news(warehouse, settings, EVERYTHING, default_target(settings))
+    with pytest.raises(ReleaseError, match=rf'meld \({loss}\)\. .*: leave_out=\["meld"\], or force=true'):
+        merge_and_publish(warehouse, settings, EVERYTHING)
+    release = merge_and_publish(warehouse, settings, {**EVERYTHING, **way_out})
+    assert release and list(release["rows"]) == ["ravdess"]
 
 
 def test_a_corpus_that_changed_since_it_was_staged_is_refused(warehouse: Warehouse, settings: Settings) -> None:

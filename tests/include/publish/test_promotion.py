@@ -117,13 +117,14 @@ class DiedError(BaseException):
     """The process ended here."""
 
 
+def die(*_: object, **__: object) -> None:
+    raise DiedError
+
+
 @pytest.mark.parametrize("step", ["promote", "_record", "_prune"])
 def test_a_run_that_died_after_pushing_is_finished_by_the_next_one(
     warehouse: Warehouse, settings: Settings, target: Target, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def die(*_: object) -> None:
-        raise DiedError
-
     stage(warehouse, settings, "meld")
     generate(warehouse, settings)
     with monkeypatch.context() as patch:
@@ -138,6 +139,44 @@ def test_a_run_that_died_after_pushing_is_finished_by_the_next_one(
     assert (recorded["release_id"], recorded["target"]) == (manifest.release_id, target.uri)
     assert unpromoted(target.staging) == {}
     assert not has_news(warehouse, settings, EVERYTHING, target)
+
+
+@pytest.mark.parametrize("step", ["promote", "_record"])
+def test_a_run_that_died_after_pushing_is_finished_although_there_is_news(
+    warehouse: Warehouse, settings: Settings, target: Target, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, step, die)
+        with pytest.raises(DiedError):
+            merge_and_publish(warehouse, settings, EVERYTHING, target)
+    first = target.latest()
+    stage(warehouse, settings, "ravdess")
+    generate(warehouse, settings)
+    second = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert first and second and second["reused"] == ["meld"]
+    recorded = [(row["target"], row["release_id"]) for row in list_releases(warehouse)]
+    assert sorted(recorded) == sorted((target.uri, each) for each in (first.release_id, second["release_id"]))
+
+
+def test_a_commit_that_got_no_tag_gets_one_although_there_is_news(
+    warehouse: Warehouse, settings: Settings, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"org/{uuid4().hex}"
+    target = HubTarget(name, tmp_path / "staging", HubAccount(TOKEN, hub.endpoint), private=True)
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(target._api, "create_tag", die)
+        with pytest.raises(DiedError):
+            merge_and_publish(warehouse, settings, EVERYTHING, target)
+    first = target.latest()
+    stage(warehouse, settings, "ravdess")
+    generate(warehouse, settings)
+    second = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert first and second
+    assert set(hub.repositories[name].tags) == {first.release_id, second["release_id"]}
 
 
 def test_publishing_again_changes_nothing(warehouse: Warehouse, settings: Settings, target: Target) -> None:
@@ -192,7 +231,7 @@ def test_a_release_that_is_out_of_date_is_not_kept_aside(
 ) -> None:
     stage(warehouse, settings, "meld")
     generate(warehouse, settings)
-    first = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    first = merge_release(warehouse, settings, EVERYTHING, target)
     stage(warehouse, settings, "ravdess")
     generate(warehouse, settings)
     second = merge_release(warehouse, settings, EVERYTHING, target)
@@ -200,6 +239,41 @@ def test_a_release_that_is_out_of_date_is_not_kept_aside(
     assert list(unpromoted(target.staging)) == [second["release_id"]]
     with pytest.raises(ReleaseError, match="must see the same SIFT_HOME"):
         publish_release(warehouse, settings, EVERYTHING, target, first["release_id"])
+
+
+def test_a_trial_that_lies_aside_is_not_taken_for_the_dataset(
+    warehouse: Warehouse, settings: Settings, target: Target
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    trial = merge_release(warehouse, settings, {**EVERYTHING, "max_samples": 1_000}, target)  # more than there are
+    whole = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert trial and whole and trial["rows"] == whole["rows"]
+    manifest = target.latest()
+    assert manifest and manifest.narrowed is None and manifest.release_id != trial["release_id"]
+
+
+def test_what_takes_the_place_of_a_rejected_release_awaits_a_yes_too(
+    warehouse: Warehouse, settings: Settings, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    rejected = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    stage(warehouse, settings, "ravdess")
+    generate(warehouse, settings)
+    for step in ("_build", "ask_for_review"):  # a run that dies on the way forgets nothing
+        with monkeypatch.context() as patch:
+            patch.setattr(release_module, step, die)
+            with pytest.raises(DiedError):
+                merge_release(warehouse, settings, EVERYTHING, target)
+    again = merge_release(warehouse, settings, EVERYTHING, target)
+    assert rejected and again and again["review"] and again["release_id"] != rejected["release_id"]
+    assert list(unpromoted(target.staging)) == [again["release_id"]]
+    # Somebody says yes to the dataset as it is by now.
+    forced = merge_release(warehouse, settings, {**EVERYTHING, "force": True}, target)
+    assert forced and not forced["review"] and forced["release_id"] == again["release_id"]
+    publish_release(warehouse, settings, EVERYTHING, target, forced["release_id"])
+    assert not awaits_review(target.staging / forced["release_id"])
 
 
 def test_a_damaged_release_that_lay_aside_is_built_anew(
@@ -214,6 +288,63 @@ def test_a_damaged_release_that_lay_aside_is_built_anew(
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     second = merge_and_publish(warehouse, settings, EVERYTHING, target)
     assert second and second["release_id"] == first["release_id"]
+    verify_release(target.staging / "latest")
+
+
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+@pytest.mark.parametrize("lost_record", [False, True])
+def test_a_file_that_the_latest_release_lost_does_not_block_the_next_one(
+    warehouse: Warehouse,
+    settings: Settings,
+    target: Target,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+    lost_record: bool,
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    merge_and_publish(warehouse, settings, EVERYTHING, target)
+    before = target.latest()
+    assert before
+    path = before.sources["meld"].files[0].path
+    if isinstance(target, S3Target):
+        key = {"Bucket": target._bucket, "Key": target._key(f"{before.release_id}/{path}")}
+        target._client.delete_object(**key)
+        if damage == "damaged":
+            target._client.put_object(**key, Body=b"damaged")
+    elif isinstance(target, HubTarget):
+        files = request.getfixturevalue("hub").repositories[target._repository].branches["main"].files
+        if damage == "damaged":
+            files[path] = files["README.md"]
+        else:
+            del files[path]
+    else:
+        file = target.staging / before.release_id / path
+        file.unlink()
+        if damage == "damaged":
+            file.write_bytes(b"damaged")
+    if target.is_remote:
+        shutil.rmtree(target.staging)
+    if lost_record:
+        with warehouse.connection() as connection:
+            connection.execute("delete from publish.releases")
+    # Without meld's rows nothing can mend it.
+    with warehouse.connection() as connection:
+        connection.execute("delete from staging.loads where source = 'meld'")
+    stage(warehouse, settings, "commonvoice")
+    generate(warehouse, settings)
+    with pytest.raises(ReleaseError, match="meld is not staged, and its files in the latest release cannot be used"):
+        merge_and_publish(warehouse, settings, EVERYTHING, target)
+    if target.is_remote:
+        said = {"lost": "not there", "damaged": "damaged"}[damage]
+        assert f"{path} of release {before.release_id} is {said}" in caplog.text
+    stage(warehouse, settings, "meld", run_id="2")
+    generate(warehouse, settings)
+    mended = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert mended and mended["reused"] == ["ravdess"]
+    after = target.latest()
+    assert after and after.sources["meld"] == before.sources["meld"]
     verify_release(target.staging / "latest")
 
 

@@ -41,6 +41,11 @@ def build(world: World, release_id: str, **fingerprints: str) -> Release:
     return build_release(world.releases, world.plan(release_id, **fingerprints), world.rows, world.audio)
 
 
+def own_id(number: int) -> str:
+    """An id as `merge` makes them; only such are listed and pruned."""
+    return f"20261101T12000{number}Z-{number:012x}"
+
+
 def latest_name(world: World) -> str:
     """What the `latest` link says, which is relative to its folder."""
     return str((world.releases / "latest").readlink())
@@ -362,28 +367,47 @@ def test_a_row_without_a_response_is_never_promoted(world: World) -> None:
 
 @pytest.mark.usefixtures("unopened")
 def test_the_release_that_latest_names_is_never_removed(world: World) -> None:
-    for number in range(4):
-        build(world, f"r{number}", meld=str(number))
+    ids = [own_id(number) for number in range(4)]
+    for release_id in ids:
+        build(world, release_id, meld=release_id)
     (world.releases / "latest").unlink()
-    (world.releases / "latest").symlink_to("r0")  # somebody went back
+    (world.releases / "latest").symlink_to(ids[0])  # somebody went back
     assert release.prune_releases(world.releases, 0) == []
-    assert release.prune_releases(world.releases, 3) == ["r1"]
-    assert release.prune_releases(world.releases, 1) == ["r3", "r2"]
-    assert [path.name for path in release.promoted_releases(world.releases)] == ["r0"]
+    assert release.prune_releases(world.releases, 3) == [ids[1]]
+    assert release.prune_releases(world.releases, 1) == [ids[3], ids[2]]
+    assert [path.name for path in release.promoted_releases(world.releases)] == [ids[0]]
     verify_release(world.releases / "latest")
 
 
 @pytest.mark.usefixtures("unopened")
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_folders_of_others_are_neither_listed_nor_removed(world: World, keep: int) -> None:
+    ids = [own_id(number) for number in range(3)]
+    for release_id in ids:
+        build(world, release_id, meld=release_id)
+    others = ["00-raw", "r1", "zzz", f"{ids[0]}-old", f"x{ids[0]}"]
+    for name in others:
+        (world.releases / name).mkdir()
+        (world.releases / name / "manifest.json").write_text('{"name": "an app"}')
+    assert {path.name for path in release.promoted_releases(world.releases)} == set(ids)
+    assert release.unpromoted(world.releases) == {}
+    release.prune_releases(world.releases, keep)
+    kept = ids[-keep:] if keep else ids
+    assert {path.name for path in world.releases.glob("[!.]*")} == {*others, *kept, "latest"}
+
+
+@pytest.mark.usefixtures("unopened")
 def test_a_release_lies_aside_until_it_is_promoted(world: World) -> None:
-    build(world, "r1")
-    made = release.build_aside(world.releases, world.plan("r2", meld="other"), world.rows, world.audio)
-    assert latest_name(world) == "r1"
-    assert release.unpromoted(world.releases) == {"r2": made.path}
-    assert {path.name for path in world.releases.glob("[!.]*")} == {"r1", "latest"}
+    first, second = own_id(1), own_id(2)
+    build(world, first)
+    made = release.build_aside(world.releases, world.plan(second, meld="other"), world.rows, world.audio)
+    assert latest_name(world) == first
+    assert release.unpromoted(world.releases) == {second: made.path}
+    assert {path.name for path in world.releases.glob("[!.]*")} == {first, "latest"}
     release.ask_for_review(made.path)
-    assert release.promote(world.releases, "r2") == release.promote(world.releases, "r2") == world.releases / "r2"
-    assert latest_name(world) == "r2" and release.unpromoted(world.releases) == {}
-    assert set(contents(world.releases / "r2")) == {
+    assert release.promote(world.releases, second) == release.promote(world.releases, second) == world.releases / second
+    assert latest_name(world) == second and release.unpromoted(world.releases) == {}
+    assert set(contents(world.releases / second)) == {
         "README.md",
         "manifest.json",
         *(f.path for f in made.manifest.files),
@@ -410,6 +434,10 @@ def test_a_plan_that_failed_a_gate_reads_no_audio(world: World) -> None:
     with pytest.raises(ReleaseError, match=r"this: 9% \(allowed: 1%\); that: 9%"):
         build_release(world.releases, replace(world.plan("r1"), gates=tuple(failed)), world.rows, world.audio)
     assert world.written == []
+    # What lies aside was built when the limits were others.
+    release.build_aside(world.releases, world.plan("r1"), world.rows, world.audio)
+    with pytest.raises(ReleaseError, match=r"this: 9% \(allowed: 1%\); that: 9%"):
+        build_release(world.releases, replace(world.plan("r1"), gates=tuple(failed)), world.rows, world.audio)
 
 
 @pytest.mark.usefixtures("unopened")

@@ -87,6 +87,15 @@ def publish(world: World, target: S3Target, release_id: str, **fingerprints: str
     return pushed
 
 
+def own_id(number: int) -> str:
+    """An id as `merge` makes them; only such are pruned."""
+    return f"20261101T12000{number}Z-{number:012x}"
+
+
+def put(server: S3Server, target: S3Target, path: str, content: bytes) -> None:
+    server.client().put_object(Bucket=target._bucket, Key=target._key(path), Body=content)
+
+
 def keys(target: S3Target) -> set[str]:
     """All that lies below the prefix."""
     return {key.removeprefix(target._key("")) for key in target._keys("")}
@@ -398,26 +407,59 @@ def test_without_conditional_writes_a_lock_keeps_publishers_apart(
 
 
 def test_old_releases_are_pruned_but_never_the_latest(server: S3Server, target: S3Target, world: World) -> None:
-    for number, release_id in enumerate(("r1", "r2", "r3")):
-        publish(world, target, release_id, meld=str(number))
+    ids = [own_id(number) for number in range(5)]
+    for release_id in ids[1:4]:
+        publish(world, target, release_id, meld=release_id)
     # What a push of long ago left that died and was never tried again.
-    client = server.client()
-    client.put_object(Bucket=target._bucket, Key=target._key("r0/data/meld/train.parquet"), Body=b"half")
-    client.put_object(Bucket=target._bucket, Key=target._key("r9/data/meld/train.parquet"), Body=b"on its way")
-    assert target.prune(0) == ["r0"]
-    assert target.prune(2) == ["r1"]
-    assert {key.split("/")[0] for key in keys(target)} == {"r2", "r3", "r9", "latest.json"}
-    assert target.prune(1) == ["r2"]
+    put(server, target, f"{ids[0]}/data/meld/train.parquet", b"half")
+    put(server, target, f"{ids[4]}/data/meld/train.parquet", b"on its way")
+    assert target.prune(0) == [ids[0]]
+    assert target.prune(2) == [ids[1]]
+    assert {key.split("/")[0] for key in keys(target)} == {*ids[2:], "latest.json"}
+    assert target.prune(1) == [ids[2]]
     assert target.prune(1) == []
     assert target.latest() == latest_manifest(target.staging)
+
+
+@pytest.mark.parametrize("prefix", ["speech/sift", ""])
+@pytest.mark.parametrize("keep", [0, 2])
+def test_what_others_keep_beside_the_releases_is_not_touched(
+    moto: S3Server, world: World, tmp_path: Path, prefix: str, keep: int
+) -> None:
+    target = new_target(moto, tmp_path, prefix)
+    ids = [own_id(number) for number in range(1, 4)]
+    for release_id in ids:
+        publish(world, target, release_id, meld=release_id)
+    others = {
+        "00-raw/clip.wav",  # sorts before every release, and has no manifest
+        "app/manifest.json",
+        "r1/data/meld/train.parquet",
+        f"{own_id(0)}-old/data.parquet",
+        f"x/{own_id(0)}/data.parquet",
+    }
+    for path in others:
+        put(moto, target, path, b"not ours")
+    moto.client().put_object(Bucket=target._bucket, Key=f"elsewhere/{own_id(0)}/data.parquet", Body=b"not ours")
+    put(moto, target, f"{own_id(0)}/data/meld/train.parquet", b"half")
+    assert set(target.prune(keep)) == {own_id(0), *(ids[:-keep] if keep else [])}
+    left = keys(target)
+    assert others < left
+    assert {path.split("/")[0] for path in left} - {path.split("/")[0] for path in others} - {"elsewhere"} == {
+        *(ids[-keep:] if keep else ids),
+        "latest.json",
+    }
+    assert moto.client().head_object(Bucket=target._bucket, Key=f"elsewhere/{own_id(0)}/data.parquet")
 
 
 def test_a_public_bucket_is_public_whatever_the_setting_says(moto: S3Server, tmp_path: Path) -> None:
     target = new_target(moto, tmp_path)
     assert not target.is_public()
     assert S3Target(target._bucket, "", tmp_path, moto.client(), private=False).is_public()
-    moto.client().put_bucket_acl(Bucket=target._bucket, ACL="public-read")
-    assert target.is_public()
+    for acl in ("authenticated-read", "public-read"):
+        moto.client().put_bucket_acl(Bucket=target._bucket, ACL="private")
+        assert not target.is_public()
+        moto.client().put_bucket_acl(Bucket=target._bucket, ACL=acl)
+        assert target.is_public()
     with pytest.raises(LicenceError, match=f"{target.uri} is public"):
         check_licences(target, ["meld"])
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from include.publish.targets import Target, open_target
+from include.publish.targets import LOCAL, Target, canonical_uri, open_target
 from include.publish.targets.hub import HubTarget
 from include.publish.targets.local import LocalTarget
 from include.publish.targets.s3 import S3Target
@@ -39,9 +39,11 @@ def opened(make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPat
     [
         ("local", LocalTarget, "local"),
         ("/data/releases", LocalTarget, "/data/releases"),
+        ("/data/./releases//", LocalTarget, "/data/releases"),
         ("s3://speech", S3Target, "s3://speech"),
         ("s3://speech/sift/omni/", S3Target, "s3://speech/sift/omni"),
         ("hf://datasets/org/sift-audio_2.0", HubTarget, "hf://datasets/org/sift-audio_2.0"),
+        ("hf://datasets/org/sift/", HubTarget, "hf://datasets/org/sift"),
     ],
 )
 def test_a_uri_names_a_target(opened: Callable[[str], Target], uri: str, kind: type, shown: str) -> None:
@@ -59,6 +61,17 @@ def test_other_uris_are_refused_with_those_that_are_known(opened: Callable[[str]
         BadInputError, match=r"give 'local', the absolute path of a folder, s3://bucket/prefix or hf://"
     ):
         opened(uri)
+
+
+def test_the_releases_folder_is_the_local_target_however_it_is_named(
+    make_settings: Callable[..., Settings], opened: Callable[[str], Target], tmp_path: Path
+) -> None:
+    settings = make_settings()
+    link = tmp_path / "link"
+    link.symlink_to(settings.home)
+    for uri in (f"{settings.releases_dir}", f"{settings.releases_dir}/", f"{link}/releases"):
+        assert canonical_uri(uri, settings) == LOCAL
+    assert canonical_uri(f"{settings.home}/trials/", settings) == f"{settings.home}/trials"
 
 
 def test_every_remote_target_is_built_in_a_folder_of_its_own(opened: Callable[[str], Target]) -> None:
