@@ -358,8 +358,9 @@ def _identity(target: Target, fingerprints: Mapping[str, str], narrowed: str | N
     One of the same content that was built but not promoted is taken up again: its run died, or nobody approved it.
     """
     joined = "\n".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
-    # A trial is not the dataset, even if it happens to hold all of it.
-    content = hashlib.sha256(f"{WRITER_VERSION}\n{narrowed or ''}\n{joined}".encode()).hexdigest()[:12]
+    if narrowed:  # a trial is not the dataset, even if it happens to hold all of it
+        joined += f"\n{narrowed}"
+    content = hashlib.sha256(f"{WRITER_VERSION}\n{joined}".encode()).hexdigest()[:12]
     for release_id, path in unpromoted(target.staging).items():
         if release_id.endswith(f"-{content}"):
             return release_id, read_manifest(path).created_at
