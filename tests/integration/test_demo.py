@@ -137,6 +137,7 @@ def end_of(sift: FrontDoor, run_id: str) -> tuple[str, dict[str, str]]:
     return state, states_of(sift, run_id)
 
 
+@pytest.mark.slow
 def test_a_release_is_published_when_it_is_approved_and_not_before(sift: FrontDoor, tmp_path: Path) -> None:
     folder = tmp_path / "releases"
     rejected = start_reviewed(sift, folder, review=True)
@@ -162,6 +163,7 @@ def test_a_release_is_published_when_it_is_approved_and_not_before(sift: FrontDo
     assert str(folder) in listed and release_id in listed
 
 
+@pytest.mark.slow
 def test_a_trial_is_published_to_s3_and_said_in_the_log(sift: FrontDoor, moto: S3Server, tmp_path: Path) -> None:
     moto.client().create_bucket(Bucket="trials")
     conf = json.dumps({"target": "s3://trials/demo", "max_samples": 2})
@@ -290,6 +292,7 @@ def test_psql_works_when_nothing_runs(tmp_path: Path) -> None:
     assert door.left_over() == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path) -> None:
     door = FrontDoor(tmp_path / "sift")
     process = door.start("demo", "--sources", "meld")

@@ -60,6 +60,7 @@ def test_a_release_holds_every_accepted_row_and_opens(warehouse: Warehouse, sett
     assert "ravdess         sift_s" in describe_quality(warehouse, settings, SAMPLED, list(MODES), "run")
 
 
+@pytest.mark.usefixtures("unopened")
 def test_nothing_new_publishes_nothing(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "meld")
     generate(warehouse, settings)
@@ -70,6 +71,7 @@ def test_nothing_new_publishes_nothing(warehouse: Warehouse, settings: Settings)
     assert not generate(warehouse, settings)
 
 
+@pytest.mark.usefixtures("unopened")
 def test_an_added_source_reuses_the_files_of_the_others(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "meld")
     generate(warehouse, settings)
@@ -82,6 +84,7 @@ def test_an_added_source_reuses_the_files_of_the_others(warehouse: Warehouse, se
     assert sorted(second["rows"]) == ["meld", "ravdess"]
 
 
+@pytest.mark.usefixtures("unopened")
 def test_an_incomplete_source_waits_or_keeps_its_part(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "meld", "ravdess")
     generate(warehouse, settings, sources=["meld"])
@@ -106,6 +109,7 @@ def change_a_text(settings: Settings, source: str) -> None:
     pq.write_table(table.set_column(position, table.schema.field("text"), pa.array(texts)), path)
 
 
+@pytest.mark.usefixtures("unopened")
 def test_a_narrowed_run_publishes_to_a_target_of_its_own_only(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "meld", "ravdess")
     narrowed = {**EVERYTHING, "max_samples": 2}
@@ -149,6 +153,7 @@ def test_the_default_target_takes_no_trial_however_it_is_spelled(
         generate(warehouse, settings, target, max_samples=2)
 
 
+@pytest.mark.usefixtures("unopened")
 def test_some_modes_are_published_to_a_target_of_their_own_only(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "meld")
     only = {**EVERYTHING, "modes": ["sift_s"]}
@@ -178,6 +183,7 @@ def test_another_model_does_not_take_the_place_of_the_dataset(
     assert forced and read_manifest(Path(forced["uri"])).generator["model"] == "other"
 
 
+@pytest.mark.usefixtures("unopened")
 def test_a_source_that_is_left_out_leaves_the_release(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "meld", "ravdess")
     generate(warehouse, settings)
@@ -274,6 +280,7 @@ def test_a_corpus_that_changed_since_it_was_staged_is_refused(warehouse: Warehou
     assert not (settings.releases_dir / "latest").exists()
 
 
+@pytest.mark.usefixtures("unopened")
 def test_given_up_rows_are_left_out_and_counted(warehouse: Warehouse, settings: Settings) -> None:
     limits = {"default": 1.0}
     faulty = settings.model_copy(update={"fake_faults": "empty:0.4", "max_attempts": 1, "max_given_up": limits})
@@ -286,6 +293,7 @@ def test_given_up_rows_are_left_out_and_counted(warehouse: Warehouse, settings: 
         assert manifest.verdicts[mode] == {"accepted": rows, "empty": 18 - rows}
 
 
+@pytest.mark.usefixtures("unopened")
 def test_a_run_that_died_after_promoting_is_finished_by_the_next_one(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "meld")
     generate(warehouse, settings)
@@ -306,6 +314,7 @@ def test_a_run_that_died_after_promoting_is_finished_by_the_next_one(warehouse: 
     assert not has_news(warehouse, settings, EVERYTHING, default_target(settings))
 
 
+@pytest.mark.usefixtures("unopened")
 def test_a_release_is_of_one_generator_or_not_promoted(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "meld", "ravdess")
     generate(warehouse, settings)
@@ -331,6 +340,7 @@ def test_a_release_is_of_one_generator_or_not_promoted(warehouse: Warehouse, set
     assert not set(before.modes.values()) & set(manifest.modes.values())
 
 
+@pytest.mark.usefixtures("unopened")
 def test_too_many_samples_given_up_keep_the_old_release(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "ravdess")
     generate(warehouse, settings)
@@ -344,6 +354,7 @@ def test_too_many_samples_given_up_keep_the_old_release(warehouse: Warehouse, se
     assert [row["release_id"] for row in list_releases(warehouse)] == [first["release_id"]]
 
 
+@pytest.mark.usefixtures("unopened")
 def test_labels_that_no_rule_knows_keep_the_old_release(warehouse: Warehouse, settings: Settings) -> None:
     stage(warehouse, settings, "meld")
     generate(warehouse, settings)
@@ -418,6 +429,7 @@ def read_fixture(source: str) -> list[dict[str, Any]]:
     return json.loads(path.read_text(encoding="utf-8"))["samples"]
 
 
+@pytest.mark.usefixtures("unopened")
 def test_a_source_without_responses_is_complete_once_staged(warehouse: Warehouse, every_source: Settings) -> None:
     settings = every_source
     stage(warehouse, settings, "ami")
@@ -466,6 +478,7 @@ def test_held_out_rows_are_in_files_and_splits_of_their_own(
     assert again and again["reused"] == ["meld"] and again["rows"] == release["rows"]
 
 
+@pytest.mark.usefixtures("unopened")
 def test_clips_that_cannot_be_published_are_counted_everywhere(
     warehouse: Warehouse, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
