@@ -1,8 +1,7 @@
 """The console in the Airflow UI: a navigation entry, a tab on runs, links from tasks, and the notes of runs.
 
 Every Airflow process loads this file, so it imports little; the web application itself is made by the API server when
-the first page is asked for. What it shows is
-guarded by Airflow's own login and permissions.
+the first page is asked for. What it shows is guarded by Airflow's own login and permissions.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ GENERATE = "generate_and_publish"
 PREFIX = "/sift"
 ROUTE = "sift-data"
 """Of the shell: its address is <Airflow>/plugin/sift-data, and the page in it follows."""
-
 
 NOTE_KEY = "note"  # as in include.orchestration.defaults, which is too much to import into every process
 OUTCOME = "**Outcome:** "
@@ -137,8 +135,8 @@ class SiftConsole(AirflowPlugin):
     """What Airflow reads."""
 
     name = "sift_console"
-    fastapi_apps = [{"app": LazyConsole(), "url_prefix": PREFIX, "name": "SIFT console"}]  # noqa: RUF012
-    external_views = [  # noqa: RUF012
+    fastapi_apps = [{"app": LazyConsole(), "url_prefix": PREFIX, "name": "SIFT console"}]
+    external_views = [
         {
             "name": "SIFT data",
             "href": f"{base_path()}{PREFIX}/coverage",
@@ -152,5 +150,5 @@ class SiftConsole(AirflowPlugin):
             "url_route": "sift-run",
         },
     ]
-    global_operator_extra_links = [DataLink()]  # noqa: RUF012
-    listeners = [RunNotes()]  # noqa: RUF012
+    global_operator_extra_links = [DataLink()]
+    listeners = [RunNotes()]

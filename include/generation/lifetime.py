@@ -124,6 +124,6 @@ class Watchdog:
         faulthandler.dump_traceback(file=_STDERR)
         try:
             self._on_stall()
-        except Exception:
+        except Exception:  # whatever it is, a process that hangs must end
             log.exception("could not record that this process stalled")
         os._exit(STALLED_STATUS)

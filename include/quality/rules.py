@@ -119,6 +119,14 @@ class Rule:
     severity: Severity
     hard: bool
 
+    def applies_to(self, mode: str) -> bool:
+        """Whether answers of a mode must keep it."""
+        return self.modes is None or mode in self.modes
+
+    def severity_under(self, severities: Mapping[str, Severity]) -> Severity:
+        """Its severity where settings may name another one than its own."""
+        return severities.get(self.name, self.severity)
+
 
 RULES: dict[str, Rule] = {}
 """Rules by name, in the order they are applied; a verdict names the first one broken."""
@@ -341,7 +349,7 @@ def check_severities(severities: Mapping[str, Severity]) -> None:
 
 def rules_identity(severities: Mapping[str, Severity]) -> str:
     """Name what judged a response: the rules' version, and a hash of their severities."""
-    effective = {name: severities.get(name, rule.severity) for name, rule in RULES.items()}
+    effective = {name: rule.severity_under(severities) for name, rule in RULES.items()}
     return f"{RULES_VERSION}-{hashlib.sha256(json.dumps(effective, sort_keys=True).encode()).hexdigest()[:8]}"
 
 
@@ -359,9 +367,7 @@ def _broken(answer: Answer, severity: Severity, severities: Mapping[str, Severit
     return [
         name
         for name, rule in RULES.items()
-        if severities.get(name, rule.severity) == severity
-        and (rule.modes is None or answer.mode in rule.modes)
-        and rule.broken(answer)
+        if rule.severity_under(severities) == severity and rule.applies_to(answer.mode) and rule.broken(answer)
     ]
 
 

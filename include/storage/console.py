@@ -22,6 +22,7 @@ WINDOW = 10_000
 NEAR = 2_000
 
 Row = dict[str, Any]
+State = Literal["accepted", "pending", "given_up"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class SampleFilter:
     gender: str | None = None
     age: str | None = None
     words: str | None = None
-    state: Literal["accepted", "pending", "given_up"] | None = None
+    state: State | None = None
     rule: str | None = None
 
 

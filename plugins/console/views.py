@@ -18,14 +18,14 @@ from include.schema import AGE_GROUPS, EMOTIONS, GENDERS, LABEL_COLUMNS
 from include.settings import Settings
 from include.sources import RECIPES
 from include.storage import console
-from include.storage.console import Row, SampleFilter
+from include.storage.console import Row, SampleFilter, State
 from include.storage.staging import latest_loads, list_unmapped
 from include.storage.warehouse import Warehouse
 
 SIFT_SOURCES = tuple(name for name, recipe in RECIPES.items() if recipe.task == "sift")
 GENERATE = "generate_and_publish"
 PAGE_SIZE = 25
-STATES = {"accepted": "accepted", "pending": "pending", "given_up": "given up"}
+STATES: dict[State, str] = {"accepted": "accepted", "pending": "pending", "given_up": "given up"}
 HISTOGRAMS = {
     "pace": ("Speaking rate", "phonetic symbols per second", PACE_EDGES, ("slow", "normal", "fast")),
     "volume": ("Loudness", "dB", VOLUME_EDGES_DB, ("quiet", "no label", "loud")),
@@ -91,7 +91,7 @@ class SampleQuery(BaseModel):
             gender=self.gender,
             age=self.age,
             words=self.q,
-            state=self.verdict if self.verdict in STATES else None,  # type: ignore[arg-type]
+            state=next((state for state in STATES if state == self.verdict), None),
             rule=self.verdict if self.verdict in RULES else None,
             max_attempts=settings.max_attempts,
             prompted=SIFT_SOURCES,
@@ -337,8 +337,8 @@ def _rules(
     answer = Answer(mode, text["response"], text["finish_reason"], transcript, labels, system_prompt)
     found = []
     for rule in RULES.values():
-        if rule.modes is None or mode in rule.modes:
-            severity = rule.severity if rule.hard else settings.rule_severities.get(rule.name, rule.severity)
+        if rule.applies_to(mode):
+            severity = rule.severity_under(settings.rule_severities)
             doc = (rule.broken.__doc__ or "").strip().partition("\n")[0]
             found.append({"name": rule.name, "severity": severity, "broken": rule.broken(answer), "what": doc})
     return found
