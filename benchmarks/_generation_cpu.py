@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -75,11 +76,10 @@ def ours(engine: TransformersEngine, prompts: Sequence[Prompt], targets: dict[in
             step = input_ids.shape[1] - self.prompt_length
             return super().__call__(input_ids, enforce(scores, [targets[seed] for seed in self.seeds], step, ends))
 
-    engine_module.SeededSampler = Enforced  # type: ignore[misc]
-    started = time.perf_counter()
-    responses = [response for batch in engine.generate(prompts) for response in batch]
-    seconds = time.perf_counter() - started
-    engine_module.SeededSampler = SeededSampler  # type: ignore[misc]
+    with patch.object(engine_module, "SeededSampler", Enforced):
+        started = time.perf_counter()
+        responses = [response for batch in engine.generate(prompts) for response in batch]
+        seconds = time.perf_counter() - started
     tokens = sum(response.response_tokens for response in responses)
     if tokens != sum(targets.values()):
         raise RuntimeError(f"our engine wrote {tokens} tokens, not {sum(targets.values())}")

@@ -173,7 +173,7 @@ def by_reference(model: Any, work: Workload, batch_size: int) -> float:
         batch_size=batch_size,
         return_full_text=False,
         generation_config=config,
-        logits_processor=LogitsProcessorList([forced]),  # type: ignore[list-item]
+        logits_processor=LogitsProcessorList([forced]),
         add_special_tokens=False,
     )
     seconds = time.perf_counter() - started
