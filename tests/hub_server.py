@@ -683,7 +683,7 @@ class _Handler(BaseHTTPRequestHandler):
             reply = _json_reply({"error": str(error)}, error.status, headers)
         self._send(reply, path, len(body))
 
-    do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - names that http.server looks up
+    do_GET = do_HEAD = do_POST = do_PUT = _serve
 
     def _answer(self, path: str, query: Mapping[str, list[str]], body: bytes) -> Reply:
         for method, pattern, answer in (*ROUTES, *WRITES):

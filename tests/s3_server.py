@@ -224,7 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(seen, status, answered, content)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve  # noqa: N815 - names that http.server looks up
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _serve
 
     def _send(self, seen: SeenRequest, status: int, headers: list[Any], content: bytes) -> None:
         seen.status = status

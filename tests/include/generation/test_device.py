@@ -315,7 +315,7 @@ class Gpu:
 class Nvml:
     """The driver's library as far as we ask it, for machines without a GPU; MIG instances know less, as real ones."""
 
-    nvmlMemory_v2 = 2  # noqa: N815
+    nvmlMemory_v2 = 2
 
     class NVMLError(Exception):
         """Whatever the library refuses."""
@@ -325,40 +325,40 @@ class Nvml:
         self.is_there = is_there
         self.users = 0
 
-    def nvmlInit(self) -> None:  # noqa: N802
+    def nvmlInit(self) -> None:
         if not self.is_there:
             raise self.NVMLError("NVML Shared Library Not Found")
         self.users += 1
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
+    def nvmlShutdown(self) -> None:
         self.users -= 1
 
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+    def nvmlDeviceGetCount(self) -> int:
         return len(self.gpus)
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Gpu:  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Gpu:
         if index >= len(self.gpus):
             raise self.NVMLError("Invalid Argument")
         return self.gpus[index]
 
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Gpu:  # noqa: N802
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Gpu:
         for gpu in self.gpus:
             if gpu.uuid == uuid:
                 return gpu
         raise self.NVMLError("Not Found")
 
-    def nvmlDeviceGetUUID(self, gpu: Gpu) -> str:  # noqa: N802
+    def nvmlDeviceGetUUID(self, gpu: Gpu) -> str:
         return gpu.uuid
 
-    def nvmlDeviceGetMemoryInfo(self, gpu: Gpu, version: int | None = None) -> SimpleNamespace:  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, gpu: Gpu, version: int | None = None) -> SimpleNamespace:
         if version and gpu.is_mig:
             raise self.NVMLError("Not Supported")
         return SimpleNamespace(used=gpu.used * MIB + (0 if version else MIB))
 
-    def nvmlDeviceGetComputeRunningProcesses(self, gpu: Gpu) -> list[SimpleNamespace]:  # noqa: N802
+    def nvmlDeviceGetComputeRunningProcesses(self, gpu: Gpu) -> list[SimpleNamespace]:
         return self._listed(gpu.compute)
 
-    def nvmlDeviceGetGraphicsRunningProcesses(self, gpu: Gpu) -> list[SimpleNamespace]:  # noqa: N802
+    def nvmlDeviceGetGraphicsRunningProcesses(self, gpu: Gpu) -> list[SimpleNamespace]:
         if gpu.is_mig:
             raise self.NVMLError("Not Supported")
         return self._listed(gpu.graphics)
