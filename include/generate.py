@@ -115,7 +115,7 @@ def _engine_of_task(settings: Settings, model_revision: str, server: LlmServer |
 
     Meanwhile this process dies with its parent and stops on SIGTERM: no engine outlives its task.
     """
-    lease = lease_device(lease_dir()) if settings.engine == "transformers" else nullcontext()
+    lease = nullcontext() if settings.engine == "openai" else lease_device(lease_dir())
     with bound_to_task(), lease:
         yield make_engine(settings.model_copy(update={"model_revision": model_revision}), server)
 

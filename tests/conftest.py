@@ -112,11 +112,16 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Show what the kill tests counted, also when they passed."""
+    """Show what tests counted, also when they passed: a line each, tables under their header."""
+    said: dict[str, list[object]] = {}
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         for name, value in report.user_properties:
-            if name == "tally" and report.when == "call":
-                terminalreporter.write_line(f"TALLY {value}")
+            if report.when == "call":
+                said.setdefault(name, []).append(value)
+    for name, values in said.items():
+        terminalreporter.section(name)
+        for value in values:
+            terminalreporter.write_line(str(value))
 
 
 @pytest.fixture

@@ -51,12 +51,26 @@ def doubled(rows: dict[Row, Row]) -> int:
     return sum(sorted(numbers) != list(range(1, len(numbers) + 1)) for numbers in attempts.values())
 
 
-def begun(log_file: Path) -> list[tuple[int, list[Row]]]:
-    """The batches that the fake engine has begun: (process, rows as in `texts`), in order."""
+@dataclass(frozen=True)
+class Batch:
+    """A batch that the fake engine has begun: in which process, on which device, rows as in `texts`."""
+
+    pid: int
+    device: str
+    rows: list[Row]
+
+
+def batches_begun(log_file: Path) -> list[Batch]:
+    """The batches that the fake engine has begun, in order."""
     if not log_file.exists():
         return []
-    batches = [json.loads(line) for line in log_file.read_text().splitlines()]
-    return [(batch["pid"], [tuple(row) for row in batch["rows"]]) for batch in batches]
+    lines = [json.loads(line) for line in log_file.read_text().splitlines()]
+    return [Batch(line["pid"], line["device"], [tuple(row) for row in line["rows"]]) for line in lines]
+
+
+def begun(log_file: Path) -> list[tuple[int, list[Row]]]:
+    """The same as (process, rows)."""
+    return [(batch.pid, batch.rows) for batch in batches_begun(log_file)]
 
 
 def redone(log_file: Path) -> tuple[int, int, int]:

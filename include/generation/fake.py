@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from include.generation.device import device_candidates
 from include.schema import Prompt, Response
 from include.settings import Settings
 
@@ -61,11 +62,10 @@ class FakeEngine:
 
     Attributes:
         name: "fake".
-        device: "cpu".
+        device: "cpu", or the GPU that its task has leased (it is left alone); known after `load()`.
     """
 
     name = "fake"
-    device = "cpu"
 
     def __init__(self, settings: Settings, seconds_per_batch: float = 0) -> None:
         """Read the faults.
@@ -77,13 +77,16 @@ class FakeEngine:
         Raises:
             ValueError: If `fake_faults` names an unknown fault or its shares are not in [0, 1] altogether.
         """
+        self.device = "cpu"
         self.batch_size = settings.batch_size
         self.seconds_per_batch = seconds_per_batch
         self.log_file = settings.fake_log
         self.faults = parse_faults(settings.fake_faults)
 
     def load(self) -> None:
-        """Nothing to load."""
+        """Nothing to load; what was leased is what this process sees."""
+        if leased := device_candidates():
+            self.device = f"GPU {', '.join(leased)}"
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[list[Response]]:
         """Answer P prompts in batches of `settings.batch_size`, in the order given.
@@ -94,7 +97,7 @@ class FakeEngine:
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
             if self.log_file:
-                _log_batch(self.log_file, batch)
+                _log_batch(self.log_file, batch, self.device)
             if self.seconds_per_batch:
                 time.sleep(self.seconds_per_batch)
             yield [self._answer(prompt) for prompt in batch]
@@ -159,12 +162,13 @@ def parse_faults(setting: str) -> dict[str, float]:
     return faults
 
 
-def _log_batch(path: str, batch: Sequence[Prompt]) -> None:
+def _log_batch(path: str, batch: Sequence[Prompt], device: str) -> None:
     """Add a line about a batch that begins; in one write, so that neither others nor a kill can cut it."""
     rows = [[prompt.sample_id, prompt.mode, prompt.attempt] for prompt in batch]
+    line = json.dumps({"pid": os.getpid(), "device": device, "rows": rows})
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(file, f"{json.dumps({'pid': os.getpid(), 'rows': rows})}\n".encode())
+        os.write(file, f"{line}\n".encode())
     finally:
         os.close(file)
 

@@ -106,10 +106,12 @@ class AirflowApi:
 
     Args:
         url: Base URL of the API server.
+        login: Name and password, where Airflow asks for them; None: the embedded Airflow, which does not.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, login: tuple[str, str] | None = None) -> None:
         self._client = httpx.Client(base_url=url, timeout=30)
+        self._login = login
 
     def healthy(self) -> bool:
         """Whether the API server, the scheduler and the dag processor all work."""
@@ -212,8 +214,7 @@ class AirflowApi:
 
     def _request(self, method: str, path: str, *, accept: tuple[int, ...] = (), **kwargs: Any) -> httpx.Response:
         if "Authorization" not in self._client.headers:
-            token = self._client.get("/auth/token").raise_for_status().json()["access_token"]
-            self._client.headers["Authorization"] = f"Bearer {token}"
+            self._client.headers["Authorization"] = f"Bearer {self._token()}"
         response = self._client.request(method, path, **kwargs)
         if response.is_error and response.status_code not in accept:
             try:
@@ -222,6 +223,14 @@ class AirflowApi:
                 detail = response.text[:500]
             raise ValueError(f"Airflow refused {method} {path}: {detail}")
         return response
+
+    def _token(self) -> str:
+        if self._login is None:
+            answer = self._client.get("/auth/token")
+        else:
+            name, password = self._login
+            answer = self._client.post("/auth/token", json={"username": name, "password": password})
+        return str(answer.raise_for_status().json()["access_token"])
 
 
 def _log_lines(entry: Any) -> list[str]:

@@ -46,7 +46,7 @@ def sift(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontDoor]:
         "SIFT_FAKE_LOG": str(root / "batches"),
         "SIFT_FAKE_FAULTS": "empty:0.1",
         "SIFT_MOST_RESTARTS": "1000",
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(DEVICES))),  # the fake engine leaves them alone
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(DEVICES))),  # leased, though the fake engine leaves them alone
     }
     door = FrontDoor(root / "sift", settings=settings)
     try:
