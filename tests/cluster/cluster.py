@@ -1,8 +1,9 @@
 """The services of `docker-compose.yaml` as processes of this machine: the same commands, environments and passwords.
 
 There is no Docker engine in tests, and none is needed to see whether Airflow, Celery, Redis and PostgreSQL work
-together as the file says. What stands for Docker is here: names of hosts become loopback addresses, folders of the containers
-become folders of the test, a GPU that is reserved becomes CUDA_VISIBLE_DEVICES, and what ends is started again.
+together as the file says. What stands for Docker is here: names of hosts become loopback addresses, folders of the
+containers become folders of the test, a GPU that is reserved becomes CUDA_VISIBLE_DEVICES, and what ends is started
+again.
 """
 
 from __future__ import annotations
@@ -190,6 +191,10 @@ class Cluster:
                 f"not healthy within {timeout_s:g} s; logs in {self.root / 'process-logs'}"
             )
             time.sleep(0.5)
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The variables that a service starts with."""
+        return self._env(self.services[name])
 
     def log_file(self, name: str) -> Path:
         folder = self.root / "process-logs"
