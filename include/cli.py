@@ -306,6 +306,39 @@ def _warehouse(home: Path) -> Iterator[Warehouse | None]:
         yield None
 
 
+@app.command()
+def secrets(
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs that generate: 0, 1, 2, 4 or 8", show_default="those of this machine")
+    ] = None,
+    file: Annotated[Path, typer.Option(help="File to write", show_default="beside docker-compose.yaml")] = (
+        PROJECT_ROOT / ".env"
+    ),
+) -> None:
+    """Make the secrets of a deployment that the file lacks; nothing that is there changes, no value is shown."""
+    from include.deployment.secrets import write_secrets
+
+    written = write_secrets(file, gpus)
+    if written.closed:
+        console.print(f"{file} could be read by others; now only you can", highlight=False, soft_wrap=True)
+    if written.names:
+        console.print(f"Added to {file}: {', '.join(written.names)}", highlight=False, soft_wrap=True)
+    else:
+        console.print(f"{file} lacks nothing", highlight=False, soft_wrap=True)
+    console.print(f"The password of the user admin: grep ^ADMIN_PASSWORD= {file}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def prepare() -> None:
+    """Make a deployment's PostgreSQL ready: databases, users, tables, the pool gpu, the user admin."""
+    import logging
+
+    from include.deployment.prepare import prepare as prepare_server
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    prepare_server()
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def test(context: typer.Context) -> None:
     """Run the test suite; arguments go to pytest."""

@@ -152,6 +152,9 @@ class Settings(BaseSettings):
     shards: int = Field(
         0, ge=0, le=64, description="Generation tasks per mode; 0: one per GPU (with a server: one), at least one"
     )
+    gpus: int = Field(
+        1, ge=0, le=64, description="GPUs of a deployment: slots of the pool gpu; ./sift counts its machine's itself"
+    )
     stall_timeout_s: float = Field(
         600, ge=0, description="Seconds without a finished row after which a generating task ends itself; 0: never"
     )
