@@ -163,7 +163,9 @@ def dumped(conninfo: str) -> Iterator[tuple[str, bytes]]:
     with psycopg.connect(conninfo) as connection:
         for schema, table in connection.execute(tables).fetchall():
             name = psycopg.sql.Identifier(schema, table)
-            with connection.cursor().copy(psycopg.sql.SQL("copy {} to stdout (format binary)").format(name)) as copy:
+            with connection.cursor().copy(
+                psycopg.sql.SQL("copy (select * from {}) to stdout (format binary)").format(name)
+            ) as copy:
                 yield f"{schema}.{table}", b"".join(bytes(block) for block in copy)
 
 
