@@ -136,7 +136,7 @@ class Drill:
         known = {dag: {run["dag_run_id"] for run in self.runs(dag)} for dag in DAGS}
         reader = ReleaseReader(self.releases)
         self.grow(rows)
-        if self.releases.exists():
+        if (self.releases / "latest").exists():
             reader.start()
         try:
             self.trigger(INGEST)
