@@ -115,9 +115,7 @@ def fill(warehouse: Warehouse, samples: int, settings: Settings) -> dict[str, fl
     with warehouse.connection() as connection:
         connection.execute("set synchronous_commit = off; set maintenance_work_mem = '256MB'; set work_mem = '128MB'")
         for source, share in SAMPLES.items():
-            connection.execute(
-                f"create table staging.samples_{source} partition of staging.samples for values in ('{source}')"
-            )
+            connection.execute("select staging.create_partition(%s)", [source])
             rows = round(samples * share)
             connection.execute(SAMPLE_ROWS, {"source": source, "rows": rows})
             load = [

@@ -187,7 +187,7 @@ def generate_and_publish() -> None:
         log.info("woken by %s", woken_by)
         leave_note(f"Woken by {woken_by}.")
         wanted = {**params, "publish": params["publish"] and not params["estimate"]}
-        work = plan_run(warehouse(), get_settings(), wanted, _target(wanted))
+        work = plan_run(warehouse("generate"), get_settings(), wanted, _target(wanted))
         if work is None:
             skip("nothing is pending and nothing is new: no work")
         return work
@@ -200,7 +200,7 @@ def generate_and_publish() -> None:
     def estimate(work: dict) -> dict:
         from include.generate import estimate_run
 
-        found = estimate_run(warehouse(), get_settings(), work, server=_server())
+        found = estimate_run(warehouse("generate"), get_settings(), work, server=_server())
         log.info("%s", found["text"])
         return found
 
@@ -216,7 +216,7 @@ def generate_and_publish() -> None:
                 from include.generate import generate_shard
 
                 get_current_context()["map_label"] = f"{mode}, shard {shard['shard'] + 1} of {shard['shards']}"
-                return generate_shard(warehouse(), get_settings(), shard, dag_run.run_id, server=_server())
+                return generate_shard(warehouse("generate"), get_settings(), shard, dag_run.run_id, server=_server())
 
             generate.expand(shard=shards(work))
 
@@ -226,8 +226,8 @@ def generate_and_publish() -> None:
     def quality_report(dag_run=None) -> None:
         from include.generate import describe_quality, summarise_written
 
-        log.info("%s", describe_quality(warehouse(), get_settings(), SOURCES, list(MODES), dag_run.run_id))
-        leave_note(summarise_written(warehouse(), dag_run.run_id))
+        log.info("%s", describe_quality(warehouse("generate"), get_settings(), SOURCES, list(MODES), dag_run.run_id))
+        leave_note(summarise_written(warehouse("generate"), dag_run.run_id))
 
     @task_group(tooltip="Build a release aside, have it approved if that is asked for, publish it")
     def merge_and_publish() -> None:
@@ -235,7 +235,7 @@ def generate_and_publish() -> None:
         def merge(params: dict | None = None) -> dict:
             from include.publish.merge import merge_release
 
-            release = merge_release(warehouse(), get_settings(), params, _target(params))
+            release = merge_release(warehouse("publish"), get_settings(), params, _target(params))
             if release is None:
                 skip("no new release")
             return release
@@ -253,8 +253,9 @@ def generate_and_publish() -> None:
         def publish(release: dict, params: dict | None = None) -> dict:
             from include.publish.promotion import publish_release
 
-            published = publish_release(warehouse(), get_settings(), params, _target(params), release["release_id"])
-            leave_note(f"Published {release['release_id']} on {params['target']}.")
+            release_id = release["release_id"]
+            published = publish_release(warehouse("publish"), get_settings(), params, _target(params), release_id)
+            leave_note(f"Published {release_id} on {params['target']}.")
             return published
 
         merged = merge()

@@ -57,7 +57,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
                 return ingest.resolve_revision(
                     recipe,
                     get_settings().hub,
-                    warehouse(),
+                    warehouse("ingest"),
                     run_id=dag_run.run_id,
                     revision=params["revision"],
                     not_after=_not_after(dag_run, params),
@@ -70,17 +70,17 @@ def ingest_dag(recipe: SourceRecipe) -> None:
         @task(map_index_template="{{ map_label }}")
         def load(group: dict) -> dict:
             get_current_context()["map_label"] = f"{len(group['corpus']['files'])} files, group {group['file_group']}"
-            return ingest.load_group(recipe, group, warehouse())
+            return ingest.load_group(recipe, group, warehouse("ingest"))
 
         @task(outlets=[STAGED[recipe.name]])
         def merge(loads: list[dict], outlet_events=None) -> dict:
             try:
-                merged = ingest.merge_groups(recipe, list(loads), warehouse())
+                merged = ingest.merge_groups(recipe, list(loads), warehouse("ingest"))
             except ingest.NothingToLoadError as overtaken:
                 skip(str(overtaken))
-            ingest.count_samples(recipe, list(MODES), get_settings().max_attempts, warehouse())
+            ingest.count_samples(recipe, list(MODES), get_settings().max_attempts, warehouse("ingest"))
             if not ingest.has_changes(merged):
-                log.info("%s", ingest.describe_load(recipe, merged, warehouse()))
+                log.info("%s", ingest.describe_load(recipe, merged, warehouse("ingest")))
                 skip(f"{recipe.name}: nothing changed, so nobody is told")
             outlet_events[STAGED[recipe.name]].extra = {
                 name: merged[name] for name in ("revision", "staged", "changed", "retired")
@@ -89,7 +89,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
 
         @task
         def report(merged: dict) -> None:
-            log.info("%s", ingest.describe_load(recipe, merged, warehouse()))
+            log.info("%s", ingest.describe_load(recipe, merged, warehouse("ingest")))
             leave_note(ingest.summarise_load(merged))
 
         report(merge(load.expand(group=resolve_revision())))

@@ -7,7 +7,7 @@ the first page is asked for. What it shows is guarded by Airflow's own login and
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -40,7 +40,8 @@ def console() -> Any:
     from include.settings import get_settings
     from plugins.console.app import create_console
 
-    return create_console(warehouse, get_settings, requires_access_dag(method="GET", param_dag_id=GENERATE))
+    may_read = requires_access_dag(method="GET", param_dag_id=GENERATE)
+    return create_console(partial(warehouse, "console"), get_settings, may_read)
 
 
 class LazyConsole:

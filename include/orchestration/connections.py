@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from airflow.sdk import Connection
@@ -18,9 +18,17 @@ AWS_CONN_ID = "aws_default"
 HUB_CONN_ID = "hub"
 
 
-def warehouse() -> Warehouse:
-    """Return the warehouse of the connection `warehouse` (type postgres; the host may be a socket's folder)."""
-    connection = Connection.get(WAREHOUSE_CONN_ID)
+def warehouse(role: Literal["ingest", "generate", "publish", "console"]) -> Warehouse:
+    """Return the warehouse as one of its roles sees it: the connection `warehouse_<role>`, else `warehouse`.
+
+    Both are of type postgres; the host may be a socket's folder. Small set-ups have only `warehouse`, and pay for the
+    question after the other with one request to the API server. Airflow tells a connection that is not there from one
+    that the task must not have: the second is an error and no reason to take the owner's.
+    """
+    try:
+        connection = Connection.get(f"{WAREHOUSE_CONN_ID}_{role}")
+    except AirflowNotFoundException:
+        connection = Connection.get(WAREHOUSE_CONN_ID)
     fields = {
         "host": connection.host,
         "port": connection.port,

@@ -47,9 +47,8 @@ class IncomingLoad:
         with connection.transaction():
             connection.execute(_LOST_IS_LOADED_AGAIN)
             connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [self._name])
-            create = "create unlogged table if not exists {} (like staging.incoming including defaults)"
-            connection.execute(sql.SQL(create).format(self._table))
             values = {"load_id": self.load_id, "source": source, "incoming": self._name}
+            connection.execute(statement("create_incoming"), values)
             connection.execute(statement("insert_incoming_load"), values)
 
     def exists(self, connection: Any) -> bool:
@@ -75,7 +74,7 @@ class IncomingLoad:
 
     def drop(self, connection: Any) -> None:
         """Drop the table."""
-        connection.execute(sql.SQL("drop table if exists {}").format(self._table))
+        connection.execute(statement("drop_incoming"), {"incoming": self._name})
         connection.execute(statement("delete_incoming_load"), {"load_id": self.load_id})
 
 
@@ -154,11 +153,7 @@ def merge_load(
                 f"include/sources/{source}.py"
             )
         _check_largest(connection, incoming, source, largest_class)
-        connection.execute(
-            sql.SQL("create table if not exists {} partition of staging.samples for values in ({})").format(
-                sql.Identifier("staging", partition), sql.Literal(source)
-            )
-        )
+        connection.execute(statement("create_partition"), {"source": source})
         merged = incoming.execute(connection, "merge_samples", {"revision": revision}, partition=f"staging.{partition}")
         outcomes = {row["outcome"]: row["rows"] for row in merged}
         connection.execute(statement("delete_rejects"), {"source": source})

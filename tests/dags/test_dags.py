@@ -82,7 +82,7 @@ def test_a_run_that_does_not_publish_opens_no_target(dags: dict[str, Any], monke
     monkeypatch.setattr("include.publish.targets.open_target", open_target)
     plan = dags[GENERATE].get_task("plan").python_callable
     merge = dags[GENERATE].get_task("merge_and_publish.merge").python_callable
-    monkeypatch.setitem(plan.__globals__, "warehouse", lambda: None)
+    monkeypatch.setitem(plan.__globals__, "warehouse", lambda role: None)
     monkeypatch.setitem(plan.__globals__, "leave_note", lambda note: None)  # needs a running task
     seen = []
     monkeypatch.setattr("include.generate.plan_run", lambda *arguments: seen.append(arguments[2:]) or {"sift_s": []})

@@ -177,3 +177,23 @@ def test_what_is_no_address_is_refused_without_showing_it(monkeypatch: pytest.Mo
         server_of(monkeypatch, {"conn_type": "http", "host": host})
     assert KEY not in str(error.value)
     assert error.value.__suppress_context__
+
+
+def test_each_role_has_a_connection_of_its_own_or_the_common_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    from include.orchestration.connections import warehouse
+
+    common = {"conn_type": "postgres", "host": "db", "login": "sift", "password": KEY, "schema": "sift"}
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", json.dumps(common))
+    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE_PUBLISH", json.dumps({**common, "login": "sift_publish", "port": 5433}))
+    assert "user=sift_publish" in warehouse("publish").conninfo and "port=5433" in warehouse("publish").conninfo
+    for role in ("ingest", "generate", "console"):
+        assert "user=sift " in warehouse(role).conninfo
+
+
+def test_a_task_without_any_connection_to_the_warehouse_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from include.orchestration.connections import warehouse
+
+    with pytest.raises(AirflowNotFoundException, match="`warehouse` isn't defined"):
+        warehouse("ingest")

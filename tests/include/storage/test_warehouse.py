@@ -76,7 +76,7 @@ def test_the_record_and_the_tables_agree(warehouse: Warehouse) -> None:
 
 def test_every_statement_is_used_and_binds_its_values() -> None:
     folder = resources.files("include.storage")
-    names = ("staging", "generation", "releases", "console", "warehouse")
+    names = ("staging", "generation", "releases", "console", "roles", "warehouse")
     code = "".join((folder / f"{name}.py").read_text() for name in names)
     for file in (folder / "sql").iterdir():
         name = file.name.removesuffix(".sql")
@@ -90,5 +90,5 @@ def test_every_statement_is_used_and_binds_its_values() -> None:
             "rows",
             "after",
             "direction",
-            "index",
+            "database",
         }

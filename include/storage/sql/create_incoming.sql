@@ -1,0 +1,1 @@
+select staging.create_incoming(%(incoming)s)

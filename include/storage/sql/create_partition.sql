@@ -1,0 +1,1 @@
+select staging.create_partition(%(source)s)

@@ -1,0 +1,1 @@
+select staging.drop_incoming(%(incoming)s)

@@ -1,0 +1,12 @@
+-- ingest_*: staging, and the coverage that a load changes. Nothing that a model wrote can be read. A partition, and the
+-- table of a load, are granted by the functions that make them.
+grant connect on database {database} to sift_ingest;
+grant usage on schema staging, generation to sift_ingest;
+grant select, insert, update on staging.samples, generation.coverage to sift_ingest;
+grant select, insert on staging.loads to sift_ingest;
+grant select, insert, update, delete on staging.incoming_loads to sift_ingest;
+grant select, insert, delete on staging.rejects, staging.unmapped_labels, staging.label_counts, staging.histograms
+    to sift_ingest;
+grant execute on function staging.create_incoming, staging.drop_incoming, staging.create_partition,
+    staging.index_samples, staging.first_samples to sift_ingest;
+grant select on generation.work to sift_ingest

@@ -1,0 +1,1 @@
+select staging.index_samples(%(source)s)
