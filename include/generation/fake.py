@@ -114,7 +114,7 @@ class FakeEngine:
                     time.sleep(60)
             case "slow":
                 time.sleep(SLOW_S)
-        text = _plausible_text(prompt)
+        text = plausible_text(prompt)
         if fault in _SPOILED:
             text = _SPOILED[fault](text, prompt)
         cut = fault == "length"
@@ -173,7 +173,7 @@ def _log_batch(path: str, batch: Sequence[Prompt], device: str) -> None:
         os.close(file)
 
 
-def _plausible_text(prompt: Prompt) -> str:
+def plausible_text(prompt: Prompt) -> str:
     """A text of the form that the mode asks for, chosen by (mode, user message, seed)."""
     key = f"{prompt.mode}:{prompt.user_message}:{prompt.seed}"
     if prompt.mode != "sit_ssp":

@@ -16,6 +16,7 @@ from include.schema import Prompt
 from include.settings import PROJECT_ROOT, Settings
 from include.storage.generation import Scope
 from include.storage.warehouse import Warehouse
+from tests.include.generation.byte_tokenizer import save_byte_tokenizer
 from tests.include.sources.corpus_files import TOY, toy_row, write_corpus
 
 
@@ -77,21 +78,7 @@ def toy_shard(warehouse: Warehouse, stage_toy: Callable[..., None]) -> Callable[
 @pytest.fixture(scope="session")
 def make_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Make a model's folder that has a tokenizer alone: a token per byte, and this chat template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    def make(template: str) -> Path:
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        tokenizer = Tokenizer(models.BPE(vocab={char: number for number, char in enumerate(alphabet)}, merges=[]))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>")
-        fast.chat_template = template
-        folder = tmp_path_factory.mktemp("model")
-        fast.save_pretrained(folder)
-        return folder
-
-    return make
+    return lambda template: save_byte_tokenizer(tmp_path_factory.mktemp("model"), template)
 
 
 @pytest.fixture(scope="session")

@@ -81,8 +81,8 @@ class ServerState:
 
 
 @contextmanager
-def running_server(state: ServerState) -> Iterator[ServerState]:
-    """Serve on a free port of this machine; `state.server` says where."""
+def running_server(state: ServerState, port: int = 0) -> Iterator[ServerState]:
+    """Serve on a port of this machine, by default a free one; `state.server` says where."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -127,7 +127,8 @@ def running_server(state: ServerState) -> Iterator[ServerState]:
             self.end_headers()
             self.wfile.write(content)
 
-    http = Server(("127.0.0.1", 0), Handler)
+    state.stopped.clear()
+    http = Server(("127.0.0.1", port), Handler)
     state.server = LlmServer(f"http://127.0.0.1:{http.server_port}/v1", None if state.key == "none" else state.key)
     threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
     try:
