@@ -17,10 +17,10 @@ from include.settings import get_settings
 from include.storage.databases import (
     ensure_database,
     ensure_user,
-    grant_everything,
     prepared_alone,
     superuser_conninfo,
 )
+from include.storage.roles import grant_roles
 from include.storage.warehouse import Warehouse
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def prepare() -> None:
         log.info("the warehouse and its roles")
         warehouse = Warehouse(superuser_conninfo("sift"))
         warehouse.migrate()
-        grant_everything(warehouse, passwords.warehouse_passwords)
+        grant_roles(warehouse, passwords.warehouse_passwords)
         log.info("Airflow's metadata")
         if code := subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=False).returncode:
             raise RuntimeError(

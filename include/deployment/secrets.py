@@ -75,10 +75,10 @@ class InitSecrets(BaseSettings):
     def warehouse_passwords(self) -> dict[str, str]:
         """The password of each role of the warehouse."""
         return {
-            "ingest": self.warehouse_ingest_password.get_secret_value(),
-            "generate": self.warehouse_generate_password.get_secret_value(),
-            "publish": self.warehouse_publish_password.get_secret_value(),
-            "console": self.warehouse_console_password.get_secret_value(),
+            "sift_ingest": self.warehouse_ingest_password.get_secret_value(),
+            "sift_generate": self.warehouse_generate_password.get_secret_value(),
+            "sift_publish": self.warehouse_publish_password.get_secret_value(),
+            "sift_console": self.warehouse_console_password.get_secret_value(),
         }
 
 

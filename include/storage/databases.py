@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-
-from include.storage.warehouse import Warehouse
 
 log = logging.getLogger(__name__)
 
@@ -92,20 +90,3 @@ def ensure_database(connection: Connection, name: str, owner: str | None = None)
     if owner:
         connection.execute(sql.SQL("alter database {} owner to {}").format(database, sql.Identifier(owner)))
     connection.execute(sql.SQL("revoke all on database {} from public").format(database))
-
-
-def grant_everything(warehouse: Warehouse, passwords: Mapping[str, str]) -> None:
-    """Make the warehouse's users. Temporary: each may do everything, until there are roles."""
-    with warehouse.connection() as connection:
-        for role, password in passwords.items():
-            ensure_user(connection, f"sift_{role}", password)
-            user = sql.Identifier(f"sift_{role}")
-            connection.execute(sql.SQL("grant connect, create, temporary on database sift to {}").format(user))
-            for schema in map(sql.Identifier, ("staging", "generation", "publish")):
-                for grant in (
-                    "grant all on schema {} to {}",
-                    "grant all on all tables in schema {} to {}",
-                    "grant all on all sequences in schema {} to {}",
-                    "grant all on all functions in schema {} to {}",
-                ):
-                    connection.execute(sql.SQL(grant).format(schema, user))

@@ -34,6 +34,7 @@ class Deployment:
     def __init__(self, server: PasswordServer, home: Path) -> None:
         self.server = server
         self.home = home
+        self._calls = 0
 
     def environment(self, **changed: str) -> dict[str, str]:
         passwords = {**PASSWORDS, **changed}
@@ -52,19 +53,17 @@ class Deployment:
             f"{passwords['AIRFLOW_DB_PASSWORD']}@127.0.0.1:{self.server.port}/airflow",
         }
 
-    def start(self, **changed: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "include.cli", "prepare"],
-            env=self.environment(**changed),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start(self, **changed: str) -> tuple[subprocess.Popen[bytes], Path]:
+        """Start a call; its output goes to a file, because nobody may read a pipe while two wait for each other."""
+        self._calls += 1
+        output = self.home / f"prepare-{self._calls}.log"
+        with output.open("wb") as log:
+            command = [sys.executable, "-m", "include.cli", "prepare"]
+            return subprocess.Popen(command, env=self.environment(**changed), stdout=log, stderr=log), output
 
     def prepare(self, **changed: str) -> tuple[int, str]:
-        process = self.start(**changed)
-        output = process.communicate(timeout=240)[0]
-        return process.returncode, output
+        process, output = self.start(**changed)
+        return process.wait(timeout=120), output.read_text()
 
     def metadata(self, query: str) -> list[Any]:
         with self.server.superuser("airflow") as connection:
@@ -75,8 +74,9 @@ class Deployment:
 def deployment(password_server: PasswordServer, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
     """A server on which two calls of prepare have run at once."""
     deployed = Deployment(password_server, tmp_path_factory.mktemp("deployment"))
-    for process in [deployed.start(SIFT_GPUS="2"), deployed.start(SIFT_GPUS="2")]:
-        output = process.communicate(timeout=240)[0]
+    for process, log in [deployed.start(SIFT_GPUS="2"), deployed.start(SIFT_GPUS="2")]:
+        process.wait(timeout=120)
+        output = log.read_text()
         assert process.returncode == 0, output
         assert " ready" in output.splitlines()[-1]
         for password in PASSWORDS.values():
