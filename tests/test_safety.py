@@ -125,3 +125,9 @@ def test_every_requirement_is_pinned(name: str) -> None:
     assert wanted
     for line in wanted:
         assert re.fullmatch(r"[A-Za-z0-9._-]+(\[[a-z0-9,_-]+\])?==[^\s*,;]+(\s*;.*)?", line), f"{name}: {line}"
+
+
+def test_the_threat_notes_name_tests_that_are_there() -> None:
+    named = re.findall(r"`(tests/[^`]*)`", (PROJECT_ROOT / "docs" / "security.md").read_text(encoding="utf-8"))
+    assert named
+    assert [path for path in named if not (PROJECT_ROOT / path).exists()] == []
