@@ -86,7 +86,7 @@ def _module(draft: SourceRecipe, made: dict[str, tuple[str, str]], rows: int, ro
         f'        "{canonical}": {function}("{column}"),\n' for canonical, (function, column) in made.items()
     )
     optional = f'    config="{draft.config}",\n' if draft.config != "default" else ""
-    optional += f'    audio_column="{draft.audio_column}",\n' if draft.audio_column != "audio" else ""
+    optional += f"    audio_column={json.dumps(draft.audio_column)},\n" if draft.audio_column != "audio" else ""
     imports = ", ".join(["SourceRecipe", *sorted({function for function, _ in made.values()})])
     example = textwrap.fill(f"A row: {row}.", 118).replace("\\", "\\\\").replace('"""', "'''")
     return f'''"""{draft.title}: say in a line what it is.
@@ -108,7 +108,7 @@ RECIPE = SourceRecipe(
     name="{draft.name}",
     title="{draft.title}",
     repository="{draft.repository}",
-{optional}    key="{draft.key}",
+{optional}    key={json.dumps(draft.key)},
     fields={{
 {fields}    }},
     licence="unknown",

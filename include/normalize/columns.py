@@ -43,7 +43,7 @@ def map_labels(column: pa.Array, canonical: Callable[[str], str | None]) -> Norm
     unmapped: dict[str, int] = {}
     left_out: dict[str, int] = {}
     for published, rows in zip(encoded.dictionary.to_pylist(), counts, strict=True):
-        label = published.strip().lower()
+        label = _label(published)
         value = None
         if label not in MISSING:
             try:
@@ -74,7 +74,7 @@ def parse_numbers(column: pa.Array, above: float | None = None) -> NormalisedCol
         encoded = _encoded(column)
         parsed: list[float | None] = []
         for published, rows in zip(encoded.dictionary.to_pylist(), _counts(encoded), strict=True):
-            label = published.strip().lower()
+            label = _label(published)
             number = None
             if label not in MISSING:
                 try:
@@ -90,6 +90,11 @@ def parse_numbers(column: pa.Array, above: float | None = None) -> NormalisedCol
     for entry in pc.value_counts(strange).to_pylist():
         unmapped[str(entry["values"])] = entry["counts"]
     return NormalisedColumn(pc.if_else(usable, numbers, pa.scalar(None, numbers.type)), unmapped)
+
+
+def _label(published: str) -> str:
+    """A label as it is looked up and counted; PostgreSQL cannot store NUL."""
+    return published.replace("\0", "").strip().lower()
 
 
 def _encoded(column: pa.Array) -> pa.DictionaryArray:

@@ -63,9 +63,10 @@ def clean_answers(column: pa.Array) -> pa.Array:
 
 
 def verbatim_labels(column: pa.Array) -> pa.Array:
-    """Strip N names (speakers) and keep them as they are otherwise; NULL where empty or missing."""
+    """Strip N names (speakers) and keep what can be seen of them; NULL where empty or missing."""
     encoded = pc.dictionary_encode(column.cast(pa.string()))
-    return _present(pc.utf8_trim_whitespace(encoded.dictionary)).take(encoded.indices)
+    text = pc.replace_substring_regex(encoded.dictionary, _UNPRINTABLE, " ")
+    return _present(pc.utf8_trim_whitespace(text)).take(encoded.indices)
 
 
 def _present(text: pa.Array) -> pa.Array:

@@ -30,10 +30,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from include.publish.manifest import ReleaseError
-from include.publish.record import PUBLISHED_SCHEMA, build_records, modes_or_tasks
+from include.publish.record import PUBLISHED_SCHEMA, build_records, file_names, modes_or_tasks
 from include.schema import LABEL_COLUMNS
 
-WRITER_VERSION = 2
+WRITER_VERSION = 3
 """Raise it whenever the same rows and clips would be laid out in other bytes: every source is then written anew."""
 
 SHARD_BYTES = 500_000_000
@@ -260,7 +260,7 @@ class _SourceClips:
         column = self._read(*key)
         # Unlike StructArray.field, struct_field turns a missing struct into missing bytes.
         clips = pc.struct_field(column, "bytes")
-        self._paths = pc.struct_field(column, "path").cast(pa.string())
+        self._paths = file_names(pc.struct_field(column, "path"))
         self._sizes = pc.fill_null(pc.binary_length(clips), 0).cast(pa.int64()).to_numpy()
         self._reasons = _reasons_to_leave_out(clips)
         self._offsets, self._data = _layout(clips)

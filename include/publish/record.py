@@ -72,6 +72,9 @@ PUBLISHED_SCHEMA = pa.schema(
 # What the trained model is asked where no mode says it, verbatim from the trainer; a blank joins it to the target.
 _TASK_INSTRUCTIONS = {"transcribe": "Transcribe: ", "answer": ""}
 
+# File systems allow 255 bytes, and a name may get a suffix.
+_MOST_NAME_BYTES = 200
+
 # Columns of the warehouse's rows under the names they are published by; the rest keep their names.
 _PUBLISHED_AS = {"sift_response": "response", "source_dataset": "source"}
 
@@ -106,6 +109,27 @@ def modes_or_tasks(rows: pa.Table) -> pa.StringArray:
     """
     mode = _text(rows, "mode")
     return pc.if_else(pc.equal(mode, ""), _text(rows, "task"), mode)
+
+
+def file_names(paths: pa.Array) -> pa.StringArray:
+    """Keep of N paths what names a clip: whoever writes a record's clip to a file writes it where it belongs.
+
+    Args:
+        paths: As the corpus publishes them, of whatever length and bytes.
+
+    Returns:
+        N names of at most 200 bytes without folders, control characters, and what shells, pages or file systems act
+        upon; NULL where nothing is left.
+    """
+    raw = paths.cast(pa.binary())
+    tail = pc.binary_slice(raw, -_MOST_NAME_BYTES, None)  # the end, which holds the extension
+    name = pc.replace_substring_regex(tail, rb"(?s)^.*[/\\]", b"")
+    name = pc.replace_substring_regex(name, rb"[^\x20-\x7e\x80-\xff]|[<>:\"|?*&'`$;]", b"_")
+    name = pc.replace_substring_regex(name, rb"^[ .]+", b"")
+    text = pa.array(
+        [None if value is None else value.decode(errors="replace") for value in name.to_pylist()], pa.string()
+    )
+    return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
 
 
 def build_records(rows: pa.Table, audio: pa.StructArray) -> pa.Table:

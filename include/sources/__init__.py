@@ -8,7 +8,7 @@ from pkgutil import iter_modules
 
 from include.sources.recipe import SourceRecipe
 
-_NOT_SOURCES = {"recipe", "reader"}
+_NOT_SOURCES = {"pages", "reader", "recipe"}
 
 
 def _load_recipe(name: str) -> SourceRecipe:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -25,16 +26,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from include.schema import BadInputError
-from include.sources.recipe import ColumnKind, SourceRecipe
+from include.sources.pages import CheckedFile, Chunk, UnsafePagesError
+from include.sources.recipe import MOST_LABEL_BYTES, ColumnKind, SourceRecipe
 
 log = logging.getLogger(__name__)
 
+_LARGEST_NUMBER = 12  # bytes, of Parquet's types
 HF_PREFIX = "hf://datasets"
 BATCH_ROWS = 65_536
 FOOTER_THREADS = 8
 _PARQUET_MAGIC = b"PAR1"
-# Row groups of corpora hold some 10 to 100 MiB of audio.
+# What is read of a file has to fit into memory, whoever wrote it and whatever it says of itself. The limits are several
+# times what corpora have: a row group of theirs holds some 10 to 100 MiB of audio, and at most a million rows of text.
 MOST_ROW_GROUP_BYTES = 512 << 20
+"""Audio of a row group."""
+MOST_METADATA_BYTES = 256 << 20
+"""All metadata columns of a row group."""
+_RUN_BYTES = 32 << 20  # of several row groups that are fetched together: a full batch of most corpora
+MOST_BATCH_BYTES = 64 << 20
+"""Text of a batch: a dictionary may hold one long value for a million rows."""
+MOST_FILE_ROWS = 20_000_000
+"""Rows of a file; a footer may promise billions."""
+MOST_FOOTER_BYTES = 64 << 20
+"""A footer has some kilobytes per row group."""
 
 
 class SourceError(BadInputError):
@@ -174,25 +188,29 @@ def read_metadata(corpus: Corpus, file: CorpusFile, recipe: SourceRecipe) -> Ite
         SourceError: If the file cannot be read, or lacks a column or holds another type than the recipe says.
         SourceUnavailableError: If it cannot be reached just now.
     """
-    with _open_parquet(corpus, file.path) as parquet:
-        class_names = _check_columns(parquet.schema_arrow, file.path, recipe)
-        groups = list(range(parquet.metadata.num_row_groups)) if file.row_groups is None else list(file.row_groups)
-        sizes = [parquet.metadata.row_group(index).num_rows for index in groups]
-        group_of_row = np.repeat(np.array(groups, np.int32), sizes)
-        row_in_group = np.concatenate([np.arange(size, dtype=np.int32) for size in sizes] or [np.array([], np.int32)])
+    with _open_parquet(corpus, file.path) as opened:
+        class_names = _check_columns(opened.parquet.schema_arrow, file.path, recipe)
+        metadata = opened.parquet.metadata
+        groups = np.array(range(metadata.num_row_groups) if file.row_groups is None else file.row_groups, np.int32)
+        sizes = [metadata.row_group(int(index)).num_rows for index in groups]
+        if min(sizes, default=0) < 0 or sum(sizes) > MOST_FILE_ROWS:
+            raise SourceError(
+                f"{corpus.source}: {file.path} says that it has {sum(sizes):,} rows (most: {MOST_FILE_ROWS:,}). "
+                f"If it is sound, its owners can cut it; else leave the source out"
+            )
+        first_rows = np.concatenate([[0], np.cumsum(sizes)])  # of each row group, and where the last one ends
         start = 0
-        for batch in parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=list(recipe.kinds)):
-            table = pa.Table.from_batches([batch])
-            for name, names in class_names.items():
-                position = table.schema.get_field_index(name)
-                table = table.set_column(position, name, _decode_classes(table.column(position), names))
-            rows = slice(start, start + len(table))
-            start = rows.stop
+        for table in _joined(_decoded(batch, class_names, recipe) for batch in opened.batches(groups.tolist(), recipe)):
+            place = np.arange(start, start + len(table))
+            start += len(table)
+            if start > first_rows[-1]:
+                break
+            group = np.searchsorted(first_rows, place, side="right") - 1
             for name, values in (
                 ("split", pa.repeat(pa.scalar(file.split), len(table))),
                 ("audio_file", pa.repeat(pa.scalar(file.path), len(table))),
-                ("audio_row_group", pa.array(group_of_row[rows])),
-                ("audio_row", pa.array(row_in_group[rows])),
+                ("audio_row_group", pa.array(groups[group])),
+                ("audio_row", pa.array((place - first_rows[group]).astype(np.int32))),
                 ("blob_id", pa.repeat(pa.scalar(file.blob_id), len(table))),
             ):
                 # The corpus may have a column of the same name (`split`); where its bytes lie is ours to say.
@@ -200,12 +218,14 @@ def read_metadata(corpus: Corpus, file: CorpusFile, recipe: SourceRecipe) -> Ite
                     table = table.drop_columns([name])
                 table = table.append_column(name, values)
             yield table
+        if start != first_rows[-1]:
+            raise SourceError(f"{corpus.source}: {file.path} holds other rows than its footer says. Fetch it again")
 
 
 def read_columns(corpus: Corpus) -> pa.Schema:
     """Return the columns of a corpus's first file."""
-    with _open_parquet(corpus, corpus.files[0].path) as parquet:
-        return parquet.schema_arrow
+    with _open_parquet(corpus, corpus.files[0].path) as opened:
+        return opened.parquet.schema_arrow
 
 
 def audio_columns(columns: pa.Schema) -> list[str]:
@@ -226,8 +246,8 @@ def audio_reader(corpus: Corpus, column: str = "audio") -> Callable[[str, int], 
     """Return a function (file path, row group) -> the N clips of that row group as struct{bytes, path}."""
 
     def read(path: str, row_group: int) -> pa.StructArray:
-        with _open_parquet(corpus, path) as parquet:
-            return parquet.read_row_group(row_group, columns=[column]).column(column).combine_chunks()
+        with _open_parquet(corpus, path) as opened:
+            return opened.clips(row_group, column)
 
     return read
 
@@ -277,17 +297,8 @@ def read_clips(recipe: SourceRecipe, hub: str, place: Place, count: int = 1) -> 
         if _folder_blob_id(file, recipe.name) != place.blob_id:
             raise SourceError(f"{recipe.name}: {place.path} changed since it was staged; ingest the source again")
     corpus = Corpus(recipe.name, location, place.revision, None, ())
-    with _open_parquet(corpus, place.path) as parquet:
-        group = parquet.metadata.row_group(place.row_group)
-        columns = [group.column(index) for index in range(group.num_columns)]
-        size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.startswith(f"{recipe.audio_column}."))
-        if size > MOST_ROW_GROUP_BYTES:
-            raise SourceError(
-                f"{recipe.name}: row group {place.row_group} of {place.path} holds {size >> 20} MiB of audio, too much "
-                f"to read for one clip (most: {MOST_ROW_GROUP_BYTES >> 20} MiB)"
-            )
-        clips = parquet.read_row_group(place.row_group, columns=[recipe.audio_column], use_threads=False)
-        wanted = clips.column(recipe.audio_column).slice(place.row, count)
+    with _open_parquet(corpus, place.path) as opened:
+        wanted = opened.clips(place.row_group, recipe.audio_column).slice(place.row, count)
         found: list[bytes | None] = [clip and clip["bytes"] for clip in wanted.to_pylist()]
         if not found:
             raise SourceError(f"{recipe.name}: {place.path} has no row {place.row} in row group {place.row_group}")
@@ -298,8 +309,9 @@ def _row_counts(corpus: Corpus) -> list[list[int]]:
     """Rows of every row group of every file, from their footers."""
 
     def row_counts(file: CorpusFile) -> list[int]:
-        with _open_parquet(corpus, file.path) as parquet:
-            return [parquet.metadata.row_group(index).num_rows for index in range(parquet.metadata.num_row_groups)]
+        with _open_parquet(corpus, file.path) as opened:
+            metadata = opened.parquet.metadata
+            return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
 
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         return list(pool.map(row_counts, corpus.files))
@@ -314,7 +326,11 @@ def _resolve_in_folder(recipe: SourceRecipe, hub: Path) -> Corpus:
         )
     files = []
     for split, path in _data_files(recipe, str(folder)):
-        here = Path(path)
+        here = Path(os.path.normpath(path))  # ".." leads out of the folder, a link of the folder's owner may
+        if not here.is_relative_to(folder):
+            raise SourceError(
+                f"{recipe.name}: the card of {recipe.repository} names {path}, which is not in its folder"
+            )
         name = here.relative_to(folder).as_posix()
         files.append(CorpusFile(name, split, here.stat().st_size, _folder_blob_id(here, recipe.name)))
     files.sort(key=lambda file: file.path)
@@ -383,6 +399,10 @@ def _named_errors(what: str) -> Iterator[None]:
         yield
     except SourceError:
         raise
+    except UnsafePagesError as error:
+        raise SourceError(
+            f"{what}: {error}. It may be damaged, or made to exhaust memory: fetch it again, or leave the source out"
+        ) from error
     except (pa.ArrowException, OSError, ValueError, httpx2.HTTPError) as error:
         if any(_is_passing(cause) for cause in _causes(error)):
             raise SourceUnavailableError(f"{what} just now: {error}. Check the network and HF_ENDPOINT") from error
@@ -417,6 +437,8 @@ def _footer(path: Path, source: str) -> bytes:
         if size >= 12:
             file.seek(size - 8)
             length, magic = struct.unpack("<I4s", file.read(8))
+            if magic == _PARQUET_MAGIC and length > MOST_FOOTER_BYTES:
+                raise SourceError(f"{source}: {path.name} has a footer of {length >> 20} MiB, which no sound file has")
             if magic == _PARQUET_MAGIC and length <= size - 12:
                 file.seek(size - 8 - length)
                 return file.read(length)
@@ -426,13 +448,166 @@ def _footer(path: Path, source: str) -> bytes:
 
 
 @contextmanager
-def _open_parquet(corpus: Corpus, path: str) -> Iterator[pq.ParquetFile]:
+def _open_parquet(corpus: Corpus, path: str) -> Iterator[_OpenedFile]:
     with (
         _named_errors(f"{corpus.source}: cannot read {path} at {corpus.revision[:12]}"),
         _open_binary(f"{corpus.location}/{path}") as handle,
-        pq.ParquetFile(handle, pre_buffer=True) as parquet,
     ):
-        yield parquet
+        opened = _OpenedFile(corpus.source, path, handle)
+        try:
+            yield opened
+        finally:
+            opened.close()
+
+
+class _OpenedFile:
+    """A Parquet file of which only as much is decoded at once as fits into memory, whatever it says of itself.
+
+    Attributes:
+        parquet: Its schema and footer.
+    """
+
+    def __init__(self, source: str, path: str, handle: IO[bytes]) -> None:
+        self._source = source
+        self._path = path
+        self._file = CheckedFile(handle)
+        self.parquet = pq.ParquetFile(self._file)
+
+    def close(self) -> None:
+        """Let go of what was fetched; Arrow's reader and its file hold on to each other."""
+        self.parquet.close()
+        self._file.forget()
+
+    def batches(self, groups: Sequence[int], recipe: SourceRecipe) -> Iterator[pa.RecordBatch]:
+        """Yield the metadata columns of row groups, in order, as many row groups at once as fit."""
+        wanted = {path: kind for column, kind in recipe.kinds.items() for path in self._leaves(column, kind)}
+        for run in self._runs(groups, list(wanted)):
+            chunks = [chunk for group in run for chunk in self._chunks(group, list(wanted))]
+            repeats = self._file.fetch(chunks, MOST_METADATA_BYTES, MOST_BATCH_BYTES // BATCH_ROWS)
+            largest = dict.fromkeys(wanted, 0)
+            for chunk, repeated in zip(chunks, repeats, strict=True):
+                largest[chunk.name] = max(largest[chunk.name], repeated.entry_bytes)
+                # How many of a list's values are one row's is not known before they are decoded.
+                if wanted[chunk.name] == "answers":
+                    self._refuse_larger(
+                        repeated.values * repeated.entry_bytes, run[0], "of answers", MOST_METADATA_BYTES
+                    )
+            rows = max(1, min(BATCH_ROWS, MOST_BATCH_BYTES // max(1, sum(largest.values()))))
+            yield from self.parquet.iter_batches(batch_size=rows, row_groups=run, columns=list(wanted))
+
+    def clips(self, group: int, column: str) -> pa.StructArray:
+        """Return the N clips of a row group as struct{bytes, path}."""
+        chunks = self._chunks(group, [f"{column}.bytes", f"{column}.path"])
+        self._refuse_larger(sum(chunk.declared for chunk in chunks), group, "of audio", MOST_ROW_GROUP_BYTES)
+        repeated = self._file.fetch(chunks, MOST_ROW_GROUP_BYTES)
+        columns = [chunk.name for chunk in chunks]
+        if sum(each.values * each.entry_bytes for each in repeated) <= MOST_ROW_GROUP_BYTES:
+            parts = self.parquet.read_row_group(group, columns=columns, use_threads=False).column(column).chunks
+        else:
+            # A few long clips in a dictionary, or one that a million rows repeat: that is seen as they are decoded.
+            rows = max(1, MOST_BATCH_BYTES // sum(each.entry_bytes for each in repeated))
+            parts, size = [], 0
+            for batch in self.parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                parts.append(batch.column(column))
+                size += batch.nbytes
+                self._refuse_larger(size, group, "of audio", MOST_ROW_GROUP_BYTES)
+        return pa.chunked_array(parts, parts[0].type if parts else None).combine_chunks()
+
+    def _leaves(self, column: str, kind: ColumnKind) -> list[str]:
+        """Paths of the schema's columns that hold a column of the recipe; of answers, their texts."""
+        # From a row group: Arrow's footer and its schema hold on to each other, megabytes that nobody frees for long.
+        group = self.parquet.metadata.row_group(0) if self.parquet.metadata.num_row_groups else None
+        paths = [group.column(index).path_in_schema for index in range(group.num_columns)] if group else []
+        if kind == "answers":
+            return [path for path in paths if path.startswith(f"{column}.") and path.endswith(".text")]
+        return [path for path in paths if path == column]
+
+    def _chunks(self, group: int, paths: Sequence[str]) -> list[Chunk]:
+        row_group = self.parquet.metadata.row_group(group)
+        found = []
+        for index in range(row_group.num_columns):
+            column = row_group.column(index)
+            if column.path_in_schema in paths:
+                dictionary = column.dictionary_page_offset or 0
+                data = column.data_page_offset
+                start = dictionary if 0 < dictionary < data else data
+                sizes = (column.total_compressed_size, column.total_uncompressed_size)
+                if min(start, *sizes) < 0:
+                    raise SourceError(f"{self._source}: {self._path} has a damaged footer. Fetch it again")
+                width = None if column.physical_type == "BYTE_ARRAY" else _LARGEST_NUMBER
+                if column.physical_type == "FIXED_LEN_BYTE_ARRAY":  # no value is larger than the pages
+                    width = column.total_uncompressed_size
+                found.append(Chunk(column.path_in_schema, start, *sizes, column.compression, width))
+        return found
+
+    def _runs(self, groups: Sequence[int], columns: Sequence[str]) -> Iterator[list[int]]:
+        """Cut row groups into runs that are small enough together."""
+        run: list[int] = []
+        run_bytes = 0
+        for group in groups:
+            size = sum(max(chunk.declared, chunk.length) for chunk in self._chunks(group, columns))
+            self._refuse_larger(size, group, "in the columns that are read", MOST_METADATA_BYTES)
+            if run and run_bytes + size > _RUN_BYTES:
+                yield run
+                run, run_bytes = [], 0
+            run.append(group)
+            run_bytes += size
+        if run:
+            yield run
+
+    def _refuse_larger(self, size: int, group: int, of_what: str, most: int) -> None:
+        if size > most:
+            raise SourceError(
+                f"{self._source}: row group {group} of {self._path} holds {size >> 20:,} MiB {of_what}, too much to "
+                f"read at once (most: {most >> 20} MiB). Have it written in smaller row groups, or leave the source out"
+            )
+
+
+def _decoded(batch: pa.RecordBatch, class_names: Mapping[str, list[str]], recipe: SourceRecipe) -> pa.Table:
+    """A batch with plain columns.
+
+    A value that is too long is cut just beyond the limit: long enough to be rejected, too short to do harm.
+    """
+    columns = {}
+    for name in recipe.kinds:
+        root = name.partition(".")[0]
+        values = batch.column(root)
+        if root in class_names:
+            values = _decode_classes(values, class_names[root])
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if _is_text(values.type):
+            values = _cut(values.cast(pa.string()), recipe.most_bytes[name])
+        columns[root] = values
+    return pa.table(columns)
+
+
+def _joined(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of about BATCH_ROWS rows or MOST_BATCH_BYTES at most, from smaller ones: row groups may be small."""
+    held: list[pa.Table] = []
+    rows = size = 0
+    for piece in pieces:
+        if held and (rows + len(piece) > BATCH_ROWS or size + piece.nbytes > MOST_BATCH_BYTES):
+            yield pa.concat_tables(held)
+            held, rows, size = [], 0, 0
+        held.append(piece)
+        rows += len(piece)
+        size += piece.nbytes
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _cut(values: pa.Array, most_bytes: int) -> pa.Array:
+    """N strings, those that are too long cut just beyond the limit, perhaps within a character."""
+    long = pc.greater(pc.binary_length(values), most_bytes)
+    if not pc.any(long).as_py():
+        return values
+    raw = values.view(pa.binary())
+    return pc.if_else(long, pc.binary_slice(raw, 0, most_bytes + 1), raw).view(pa.string())
 
 
 def _open_binary(uri: str) -> IO[bytes]:
@@ -447,7 +622,7 @@ def _open_binary(uri: str) -> IO[bytes]:
 
 def _check_columns(schema: pa.Schema, path: str, recipe: SourceRecipe) -> dict[str, list[str]]:
     """Hold a file's columns against the recipe; return the names of the integer label columns' classes."""
-    declared = _class_names(schema)
+    declared = _class_names(schema, path, recipe.name)
     fallback = {column: field.class_names for field in recipe.fields.values() for column in field.columns}
     used: dict[str, list[str]] = {}
     for column, kind in recipe.kinds.items():
@@ -499,22 +674,27 @@ def _leaf_type(schema: pa.Schema, column: str) -> pa.DataType | None:
     return kind.field(leaf).type
 
 
-def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+def _class_names(schema: pa.Schema, path: str, source: str) -> dict[str, list[str]]:
     """Names that the file declares for its integer label columns (datasets' ClassLabel)."""
-    metadata = (schema.metadata or {}).get(b"huggingface")
-    if not metadata:
-        return {}
-    features: dict[str, Any] = json.loads(metadata).get("info", {}).get("features", {})
-    return {
-        name: feature["names"]
-        for name, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    metadata = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        features = json.loads(metadata).get("info", {}).get("features", {})
+        declared = {
+            column: [name.encode()[: MOST_LABEL_BYTES + 1].decode(errors="ignore") for name in feature["names"]]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise SourceError(
+            f"{source}: {path} declares features that cannot be read ({type(error).__name__}). Fetch it again, or pin "
+            "an older revision"
+        ) from error
+    return declared
 
 
 def _decode_classes(column: pa.ChunkedArray, names: list[str]) -> pa.Array:
     """Class numbers to class names; a number without a name stays as text, to be counted as unmapped."""
-    numbers = column.combine_chunks()
+    numbers = column
     known = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names)))
     looked_up = pa.array(names, pa.string()).take(pc.if_else(known, numbers, 0))
     return pc.if_else(known, looked_up, numbers.cast(pa.string()))

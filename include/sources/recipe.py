@@ -23,10 +23,21 @@ CANONICAL_COLUMNS = ("text", *LABEL_COLUMNS, "speaker", "duration", "answer")
 LOCATION_COLUMNS = ("split", "audio_file", "audio_row_group", "audio_row", "blob_id")
 """Columns that the reader adds to every batch: where the row's bytes lie."""
 
+MOST_TEXT_BYTES = 32_768
+"""Of a transcript or an answer: half an hour of speech and more. A clip has seconds, and a model's context an end."""
+MOST_LABEL_BYTES = 1_024
+"""Of anything else that is published as text: a label, a speaker, a path, a number."""
+MOST_KEY_BYTES = 512
+"""Of a row's key: with the source it must fit PostgreSQL's index, whose entries have at most 2,704 bytes."""
+
 ColumnKind = Literal["text", "label", "number", "flag", "answers"]
 """What a column of the corpus must hold; another type is schema drift and stops the load. A "label" is text, or
 integers whose names the file declares (ClassLabel); a "number" may be written as text; a "flag" is boolean; "answers"
 is a list of structs with a `text`."""
+
+
+_TOO_LONG = {MOST_TEXT_BYTES: "text too long", MOST_LABEL_BYTES: "label too long", MOST_KEY_BYTES: "key too long"}
+_CONTROL = r"[\x00-\x1f\x7f]"
 
 
 @dataclass(frozen=True)
@@ -229,6 +240,14 @@ class SourceRecipe:
         kinds.update({rejection.column: "flag" for rejection in self.reject_if})
         return kinds
 
+    @property
+    def most_bytes(self) -> dict[str, int]:
+        """Columns of `kinds` -> bytes that a value of theirs may have, where it is text."""
+        most = dict.fromkeys(self.kinds, MOST_LABEL_BYTES)
+        for name in ("text", "answer"):
+            most.update(dict.fromkeys(self.fields[name].columns if name in self.fields else (), MOST_TEXT_BYTES))
+        return {**most, self.key: MOST_KEY_BYTES}
+
     def stage(self, batch: pa.Table) -> StagedBatch:
         """Normalise N published rows.
 
@@ -238,17 +257,19 @@ class SourceRecipe:
         Returns:
             N rows in the same order, unusable ones with their `reject_reason`, and the values no rule knew.
         """
+        batch, faults = self._without_broken_text(batch)
         normalised = {
             name: field.normalise(*(_flat(batch, column) for column in field.columns))
             for name, field in self.fields.items()
         }
         key = pc.utf8_trim_whitespace(_flat(batch, self.key).cast(pa.string()))
         has_key = pc.fill_null(pc.not_equal(key, ""), False)
+        unprintable = pc.fill_null(pc.match_substring_regex(key, _CONTROL), False)
         columns: dict[str, pa.Array] = {
             "source": pa.repeat(pa.scalar(self.name), len(batch)),
             "language": pa.repeat(pa.scalar(self.language), len(batch)),
             "sample_id": pc.if_else(
-                has_key,
+                pc.and_not(has_key, unprintable),
                 pc.binary_join_element_wise(pa.scalar(self.name), key, pa.scalar("/")),
                 pa.scalar(None, pa.string()),
             ),
@@ -256,7 +277,7 @@ class SourceRecipe:
             **{name: column.values for name, column in normalised.items()},
             **{name: _flat(batch, name) for name in LOCATION_COLUMNS},
         }
-        faults = [("missing key", pc.invert(has_key))]
+        faults += [("missing key", pc.invert(has_key)), ("unprintable key", unprintable)]
         faults += [(fault.reason, pc.fill_null(_flat(batch, fault.column), False)) for fault in self.reject_if]
         faults += [("empty text", pc.is_null(columns["text"]))]
         if self.task == "answer":
@@ -276,6 +297,26 @@ class SourceRecipe:
             {name: column.left_out for name, column in normalised.items() if column.left_out},
         )
 
+    def _without_broken_text(self, batch: pa.Table) -> tuple[pa.Table, list[tuple[str, pa.Array]]]:
+        """NULL in place of text that cannot be worked with, and the rows that have any, by reason."""
+        faults: list[tuple[str, pa.Array]] = []
+        for name, most in self.most_bytes.items():
+            strings = _strings(batch, name)
+            if strings is None:
+                continue
+            broken = pc.fill_null(pc.greater(pc.binary_length(strings), most), False)
+            found = {_TOO_LONG[most]: broken}
+            if (invalid := _invalid_utf8(strings)) is not None:
+                found["invalid UTF-8"] = invalid
+                broken = pc.or_(broken, invalid)
+            if pc.any(broken).as_py():
+                column = name.partition(".")[0]
+                values = batch.column(column).combine_chunks()
+                position = batch.schema.get_field_index(column)
+                batch = batch.set_column(position, column, pc.if_else(broken, pa.scalar(None, values.type), values))
+                faults += found.items()
+        return batch, faults
+
     def _raw_labels(self, batch: pa.Table) -> pa.Array:
         """N JSON objects: the label columns as published."""
         names = dict.fromkeys(
@@ -285,6 +326,32 @@ class SourceRecipe:
             return pa.repeat(pa.scalar("{}"), len(batch))
         members = [_json_members(name, _flat(batch, name)) for name in names]
         return pc.binary_join_element_wise("{", pc.binary_join_element_wise(*members, ", "), "}", "")
+
+
+def _strings(batch: pa.Table, name: str) -> pa.Array | None:
+    """N strings of a column; of a column of answers, the first ones; None if it holds no text."""
+    values = _flat(batch, name)
+    if pa.types.is_list(values.type):
+        first = pc.list_slice(values, 0, 1, return_fixed_size_list=True)
+        values = pc.struct_field(pc.list_element(first, 0), "text")
+    return values if pa.types.is_string(values.type) else None
+
+
+def _invalid_utf8(strings: pa.Array) -> pa.Array | None:
+    """Which of N strings are none; None if all are sound, as they nearly always are."""
+    try:
+        strings.validate(full=True)
+    except pa.ArrowInvalid:
+        return pa.array([value is not None and not _is_utf8(value) for value in strings.view(pa.binary()).to_pylist()])
+    return None
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _json_members(name: str, column: pa.Array) -> pa.Array:

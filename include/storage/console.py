@@ -205,8 +205,8 @@ def find_samples(
     elif wanted.state:
         name = "find_samples_by_state"
     # Both are ours and closed sets: nothing of what a reader sends gets into the text of a statement.
-    after, direction = ("<", "desc") if backwards else (">", "asc")
-    query = sql.SQL(statement(name).as_string()).format(after=sql.SQL(after), direction=sql.SQL(direction))
+    after, direction = (sql.SQL("<"), sql.SQL("desc")) if backwards else (sql.SQL(">"), sql.SQL("asc"))
+    query = sql.SQL(statement(name).as_string()).format(after=after, direction=direction)
     params = {
         **asdict(wanted),
         "modes": list(wanted.modes),

@@ -17,6 +17,7 @@ import psycopg
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
 # Rows written as CSV at once: memory holds one such piece of text.
@@ -35,10 +36,20 @@ class Warehouse:
     """One PostgreSQL database, by its connection string.
 
     Args:
-        conninfo: libpq connection string.
+        conninfo: libpq connection string. Never shown: it may hold a password.
+
+    Raises:
+        ValueError: If it is none.
     """
 
     def __init__(self, conninfo: str) -> None:
+        try:
+            conninfo_to_dict(conninfo)
+        except psycopg.Error:  # it says what it has read, and that may be the password
+            raise ValueError(
+                "the warehouse's connection string cannot be read; in a URL, special characters of the password are "
+                "percent-encoded"
+            ) from None
         self.conninfo = conninfo
 
     @contextmanager

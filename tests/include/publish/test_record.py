@@ -11,6 +11,7 @@ from include.publish.record import (
     PUBLISHED_SCHEMA,
     build_records,
     card_features,
+    file_names,
     modes_or_tasks,
     published_features,
 )
@@ -101,3 +102,27 @@ def test_every_description_of_the_features_is_the_same() -> None:
     assert Features.from_arrow_schema(PUBLISHED_SCHEMA) == features
     assert Features._from_yaml_list(card_features()) == features
     assert features._to_yaml_list() == card_features()
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        (b"03-01-06-01-11-01-09.wav", "03-01-06-01-11-01-09.wav"),
+        ("clips/café 1.mp3".encode(), "café 1.mp3"),
+        (b"../../etc/passwd", "passwd"),
+        (b"/etc/passwd", "passwd"),
+        (b"C:\\windows\\clip.wav", "clip.wav"),
+        (b"..", None),
+        (b"/", None),
+        (b"", None),
+        (None, None),
+        (b".bashrc", "bashrc"),
+        (b"a\0b\n.wav", "a_b_.wav"),
+        (b'"><script>alert(1)<', "___script_alert(1)_"),
+        (b"$(rm -rf ~)`id`;.wav", "_(rm -rf ~)_id__.wav"),
+        (b"caf\xe9.wav", "caf\ufffd.wav"),
+        (b"x" * 100_000 + b".wav", "x" * 196 + ".wav"),
+    ],
+)
+def test_a_clip_s_path_names_a_file_and_leads_nowhere(path: bytes | None, name: str | None) -> None:
+    assert file_names(pa.array([path], pa.binary()).view(pa.string())).to_pylist() == [name]

@@ -73,7 +73,7 @@ def test_a_row_group_that_is_too_large_for_one_clip_is_not_read(
 ) -> None:
     write_corpus(tmp_path, [toy_row(n) for n in range(3)])
     monkeypatch.setattr(reader_module, "MOST_ROW_GROUP_BYTES", 10)
-    with pytest.raises(SourceError, match="too much to read for one clip"):
+    with pytest.raises(SourceError, match="too much to read at once"):
         read_clips(TOY, str(tmp_path), place_of(read_all(tmp_path).to_pylist()[0]))
 
 
