@@ -123,8 +123,8 @@ class Cluster:
             self._start(name)
         if name == "postgres":
             wait_until(self._database_answers, "PostgreSQL to answer", 60)
-        if name == "redis":
-            wait_until(lambda: _listens(self.ports["redis"]), "Redis to listen", 60)
+        if name in ("redis", "s3"):
+            wait_until(lambda: _listens(self.ports[name]), f"{name} to listen", 60)
 
     def stop(self, name: str, first: signal.Signals = signal.SIGTERM) -> None:
         """`docker compose stop`, and it stays so."""

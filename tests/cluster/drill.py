@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,14 +119,12 @@ class Drill:
         return file
 
     @contextmanager
-    def running(self, fault: str, rows: int, conf: dict[str, Any] | None = None) -> Iterator[Outcome]:
+    def running(self, fault: str, rows: int) -> Iterator[Outcome]:
         """Start a full run for the block, in which the fault is injected; afterwards let it complete, and check it.
 
         Args:
             fault: Its name in the table.
             rows: By which the corpus grows.
-            conf: Of `generate_and_publish`, which is then triggered by hand when the rows are staged; None: it is
-                woken by the asset.
         """
         outcome = Outcome(fault)
         began = time.monotonic()
@@ -140,9 +138,6 @@ class Drill:
             reader.start()
         try:
             self.trigger(INGEST)
-            if conf is not None:
-                self.wait_for_run(INGEST, known[INGEST])
-                self.trigger(GENERATE, conf)
             yield outcome
             self.wait_until_complete(known)
         finally:
@@ -156,9 +151,9 @@ class Drill:
         _, outcome.batches_redone, needless = redone(self.batch_log)
         outcome.restarted = self.cluster.restarts[restarts:]
         outcome.reads = reader.reads
-        new = [run for run in self.runs(GENERATE) if run["dag_run_id"] not in known[GENERATE]]
-        outcome.runs = len(new)
-        tasks = [task for run in new for task in self.cluster.api.tasks(GENERATE, run["dag_run_id"])]
+        new = {dag: [run for run in self.runs(dag) if run["dag_run_id"] not in known[dag]] for dag in DAGS}
+        outcome.runs = len(new[GENERATE])
+        tasks = [task for dag in DAGS for run in new[dag] for task in self.cluster.api.tasks(dag, run["dag_run_id"])]
         outcome.retries = sum(max(0, task["try_number"] - 1) for task in tasks)
         assert reader.errors == []
         assert (outcome.lost, outcome.doubled, needless) == (0, 0, 0)
@@ -191,28 +186,27 @@ class Drill:
         wait_until(asked, "Airflow's API to answer", 180)
         return found[0]
 
-    def wait_for_run(self, dag: str, known: set[str]) -> None:
-        """Wait until a new run of a DAG has succeeded."""
+    def wait_for_run(self, run_id: str | None = None) -> None:
+        """Wait until a run of `generate_and_publish` has succeeded; None: until none is under way."""
 
         def done() -> bool:
-            return any(run["state"] == "success" for run in self.runs(dag) if run["dag_run_id"] not in known)
+            states = {run["dag_run_id"]: run["state"] for run in self.runs(GENERATE)}
+            assert run_id is None or states[run_id] != "failed"
+            return states[run_id] == "success" if run_id else not {"queued", "running"} & set(states.values())
 
-        wait_until(done, f"a run of {dag}", 300)
+        wait_until(done, "the run to end", 300)
 
     def wait_for_batches(self, number: int) -> None:
         """Wait until so many batches have begun in this drill."""
         wait_until(lambda: len(begun(self.batch_log)) >= number, f"{number} batches to begin", 240)
 
-    def wait_for_task(self, task_id: str, states: tuple[str, ...] = ("running",), dag: str = GENERATE) -> None:
-        """Wait until the newest run's task is in one of these states."""
+    def wait_for_task(self, run_id: str | None, task_id: str, states: tuple[str, ...], dag: str = GENERATE) -> None:
+        """Wait until a task whose name begins so is in one of these states; in the newest run if none is named."""
 
         def reached() -> bool:
             with suppress(*_UNREACHABLE):
-                newest = self.runs(dag)[0]["dag_run_id"]
-                return any(
-                    task["task_id"] == task_id and task["state"] in states
-                    for task in self.cluster.api.tasks(dag, newest)
-                )
+                tasks = self.cluster.api.tasks(dag, run_id or self.runs(dag)[0]["dag_run_id"])
+                return any(task["task_id"].startswith(task_id) and task["state"] in states for task in tasks)
             return False
 
         wait_until(reached, f"{task_id} to be {' or '.join(states)}", 300)
@@ -260,13 +254,3 @@ class Drill:
             for task in tasks
             if task["state"] not in ("success", "skipped")
         ]
-
-
-def poll(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether something becomes true within some seconds."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return False
