@@ -155,6 +155,12 @@ def test_the_images_are_those_of_the_compose_file() -> None:
     assert f'version = "{version[1]}"' in (PROJECT_ROOT / "pyproject.toml").read_text()
 
 
+def test_a_pod_is_as_patient_as_a_worker() -> None:
+    patience = yaml.safe_load((PROJECT_ROOT / "docker-compose.yaml").read_text())["x-patience"]
+    environment = rendered_template()["spec"]["containers"][0]["env"]
+    assert {item["name"]: item["value"] for item in environment if "__WORKERS__" in item["name"]} == patience
+
+
 def applied(part: str, tmp_path: Path) -> list[dict[str, Any]]:
     """What the commands of the README send to kubectl, which is not there: what stands for it keeps its input."""
     found = re.search(rf"<!-- {part} -->\n```bash\n(.+?)```", (FOLDER / "README.md").read_text(), flags=re.S)
