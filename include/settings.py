@@ -155,6 +155,9 @@ class Settings(BaseSettings):
     gpus: int = Field(
         1, ge=0, le=64, description="GPUs of a deployment: slots of the pool gpu; ./sift counts its machine's itself"
     )
+    gpu_image: str = Field(
+        "sift-gpu-worker:0.1.0", min_length=1, description="Image of the pods that generate, with KubernetesExecutor"
+    )
     stall_timeout_s: float = Field(
         600, ge=0, description="Seconds without a finished row after which a generating task ends itself; 0: never"
     )

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule, get_current_context
+from airflow.sdk.configuration import conf as airflow_config
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.schema import BadInputError
@@ -43,8 +44,30 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_policy": ExceptionRetryPolicy(rules=[_NO_RETRY]),
 }
 
+
+def gpu_pod() -> dict[str, Any]:
+    """Return what a generating task asks of KubernetesExecutor: a pod with one GPU and the image that has torch.
+
+    Nothing where that executor is not configured: importing Kubernetes' models takes longer than a DAG file may.
+    """
+    if "KubernetesExecutor" not in airflow_config.get_mandatory_value("core", "executor"):
+        return {}
+    from kubernetes.client import models
+
+    limits = {"nvidia.com/gpu": "1", "memory": "32Gi"}
+    container = models.V1Container(
+        name="base",  # what KubernetesExecutor calls the container of the task
+        image=get_settings().gpu_image,
+        # These take the place of the template's; what is asked of a GPU is its limit.
+        resources=models.V1ResourceRequirements(requests={"cpu": "2", "memory": "16Gi"}, limits=limits),
+    )
+    toleration = models.V1Toleration(key="nvidia.com/gpu", operator="Exists", effect="NoSchedule")
+    pod = models.V1Pod(spec=models.V1PodSpec(containers=[container], tolerations=[toleration]))
+    return {"executor_config": {"pod_override": pod}}
+
+
 # A generating task may die with its GPU; what it had stored is not lost, so it may try often.
-GENERATE_ARGS: dict[str, Any] = {"pool": GPU_POOL, "queue": GPU_QUEUE, "retries": 5}
+GENERATE_ARGS: dict[str, Any] = {"pool": GPU_POOL, "queue": GPU_QUEUE, "retries": 5, **gpu_pod()}
 
 # A question that nobody answered in time is not asked again by the same run.
 APPROVE_ARGS: dict[str, Any] = {

@@ -18,6 +18,10 @@ class _Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(int(self.path.removeprefix("/")))
         self.end_headers()
+        if self.path != "/204":
+            self.wfile.write(
+                b'{"scheduler": {"status": "healthy"}, "triggerer": {"status": "unhealthy"}, "other": null}'
+            )
 
     def log_message(self, *_: object) -> None:
         pass
@@ -31,9 +35,9 @@ def url() -> Iterator[str]:
         server.shutdown()
 
 
-def check(url: str) -> subprocess.CompletedProcess[str]:
+def check(url: str, *part: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "include.deployment.health", url],
+        [sys.executable, "-X", "importtime", "-m", "include.deployment.health", url, *part],
         capture_output=True,
         text=True,
         cwd=PROJECT_ROOT,
@@ -45,6 +49,11 @@ def check(url: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (204, 0), (404, 1), (503, 1)])
 def test_the_status_decides(url: str, status: int, code: int) -> None:
     assert check(f"{url}/{status}").returncode == code
+
+
+@pytest.mark.parametrize(("part", "code"), [("scheduler", 0), ("triggerer", 1), ("other", 1), ("dag_processor", 1)])
+def test_a_part_must_be_healthy(url: str, part: str, code: int) -> None:
+    assert check(f"{url}/200", part).returncode == code
 
 
 def test_nobody_there_is_not_well_and_nothing_is_said(url: str) -> None:
