@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "generate": {"schema", "settings", "sources", "modes", "storage", "generation", "publish", "ingest"},
     "orchestration": {"schema", "settings", "sources", "storage"},
     "local": {"settings", "storage", "sources", "modes", "generation", "publish"},
-    "cli": {"settings", "local", "storage", "publish"},
+    "doctor": {"schema", "settings", "sources", "generation", "publish", "orchestration", "local"},
+    "cli": {"schema", "settings", "local", "storage", "publish", "doctor"},
 }
 # What plugins/ may import of include/: it shows, so nothing that ingests, generates or publishes.
 SHOWN = {"schema", "settings", "normalize", "sources", "modes", "quality", "storage", "orchestration"}

@@ -24,9 +24,11 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import IO
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from include.local.airflow import (
     COMPONENTS,
@@ -87,6 +89,14 @@ def read_state(home: Path) -> StackState | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return None  # nobody holds it: the supervisor is gone
     return state
+
+
+def environment_of(settings: Settings, state: StackState) -> dict[str, str]:
+    """Return the environment of a running stack's Airflow, for a process that joins it."""
+    socket_dir = Path(str(conninfo_to_dict(state.conninfo)["host"]))
+    port = urlsplit(state.url).port
+    assert port is not None
+    return airflow_environment(settings, PostgresServer(socket_dir, Path(state.psql).parent), port)
 
 
 def start_stack(

@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
-from airflow.sdk.log import redact
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def _first_line(error: object) -> str:
     name = type(error).__name__
     if not type(error).__module__.startswith("include."):
         return f"{name}; the log says more"
-    first = (str(redact(str(error))).splitlines() or [""])[0]
+    first = (str(error).splitlines() or [""])[0]
     return f"{name}: {first}"[:_MOST_CHARACTERS]
 
 

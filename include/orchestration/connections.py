@@ -20,8 +20,12 @@ HUB_CONN_ID = "hub"
 
 def warehouse() -> Warehouse:
     """Return the warehouse of the connection `warehouse` (type postgres; the host may be a socket's folder)."""
-    connection = Connection.get(WAREHOUSE_CONN_ID)
-    fields = {
+    return open_warehouse(Connection.get(WAREHOUSE_CONN_ID))
+
+
+def open_warehouse(connection: Connection) -> Warehouse:
+    """Return the warehouse that a connection leads to."""
+    fields: dict[str, Any] = {
         "host": connection.host,
         "port": connection.port,
         "user": connection.login,
