@@ -259,6 +259,27 @@ def _show(findings: list[Finding]) -> None:
     console.print(f"{counted['ok']} ok, {counted['warn']} to know, {counted['wrong']} wrong")
 
 
+@app.command()
+def backup(folder: Annotated[Path, typer.Argument(help="A new folder; as secret as the database")]) -> None:
+    """Save both databases of the embedded profile, also while Airflow runs; releases are files, and not in it."""
+    from include.local.backup import make_backup
+
+    with console.status("Saving"):
+        make_backup(_embedded_settings(), folder.absolute())
+    console.print(f"Saved in {folder}", soft_wrap=True)
+
+
+@app.command()
+def restore(folder: Annotated[Path, typer.Argument(help="What ./sift backup wrote")]) -> None:
+    """Make the databases of a new SIFT_HOME from a backup."""
+    from include.local.backup import restore_backup
+
+    settings = _embedded_settings()
+    with console.status("Restoring"):
+        restore_backup(settings, folder.absolute())
+    console.print(f"Restored to {settings.home}. Start it with ./sift up", soft_wrap=True)
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
     """Open psql on the warehouse; arguments go to psql. Starts PostgreSQL for the call when it is down."""

@@ -102,7 +102,7 @@ class Warehouse:
         from alembic import command
         from sqlalchemy import create_engine
 
-        config = _migrations()
+        config = migrations()
         engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(self.conninfo))
         try:
             with self.connection() as guard, engine.connect() as connection:
@@ -134,7 +134,7 @@ class Warehouse:
             except psycopg.errors.UndefinedTable:
                 migrated = None
             version = connection.info.server_version
-        head = ScriptDirectory.from_config(_migrations()).get_current_head()
+        head = ScriptDirectory.from_config(migrations()).get_current_head()
         return Condition(version // 10000, skew_s, migrated[0] if migrated else None, head)
 
 
@@ -155,7 +155,8 @@ class Condition:
     head: str | None
 
 
-def _migrations() -> Config:
+def migrations() -> Config:
+    """Return Alembic's configuration: where the migrations lie."""
     from alembic.config import Config
 
     config = Config()

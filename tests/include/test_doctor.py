@@ -178,7 +178,7 @@ def test_a_queue_without_a_worker(redis: str, tmp_path: Path) -> None:
     assert default[0] == "ok" and default[1].startswith("default: celery@")
     assert gpu[0] == "wrong" and "no worker serves the queue gpu" in gpu[1]
     # A worker knows no metadata, and asks the API server for connections that its environment lacks.
-    assert "ok" == found["metadata"][0][0] and "scheduler" not in found
+    assert found["metadata"][0][0] == "ok" and "scheduler" not in found
     assert found["warehouse"][0][0] == "warn"
 
 
