@@ -6,19 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from include.settings import PROJECT_ROOT
+from tests.webhook import SECRET, webhook
 
-SECRET = "T0/B0/hook-token"
 BASE_URL = "https://airflow.example.org"
 # A task's failure as Airflow hands it over, and then the seconds that telling it took.
 TELL = """
@@ -32,40 +24,20 @@ class SourceError(BadInputError): ...
 SourceError.__module__ = "include.sources.reader"
 errors = {"ours": SourceError("no column 'text'\\nmore"), "foreign": ValueError("the transcript of a person"),
     "none": None}
+run = {"dag": SimpleNamespace(dag_id=ti.dag_id), "run_id": ti.run_id}
 started = time.monotonic()
-if sys.argv[1] == "run":
-    announce_run({"dag": SimpleNamespace(dag_id=ti.dag_id), "run_id": ti.run_id, "reason": "task_failure", "ti": ti})
-elif sys.argv[1] == "run alone":
-    announce_run({"dag": SimpleNamespace(dag_id=ti.dag_id), "run_id": ti.run_id, "reason": "all_tasks_deadlocked"})
-else:
-    announce_task({"ti": ti, "exception": errors[sys.argv[1]]})
+for what in sys.argv[1:]:
+    if what == "run":
+        announce_run({**run, "reason": "task_failure", "ti": ti})
+    elif what == "run alone":
+        announce_run({**run, "reason": "all_tasks_deadlocked"})
+    else:
+        announce_task({"ti": ti, "exception": errors[what]})
 print(time.monotonic() - started)
 """
 
 
-@contextmanager
-def webhook(*, status: int = 200, wait_s: float = 0) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server that keeps what it is sent: its address and the bodies."""
-    bodies: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.path == f"/services/{SECRET}"
-            bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            time.sleep(wait_s)
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/services/{SECRET}", bodies
-        server.shutdown()
-
-
-def tell(what: str, home: Path, url: str | None) -> tuple[float, str]:
+def tell(home: Path, url: str | None, *what: str) -> tuple[float, str]:
     """Announce in a process of its own, as Airflow does; the seconds it took and all that it logged."""
     connection = {"AIRFLOW_CONN_ALERTS": json.dumps({"conn_type": "http", "host": url})} if url else {}
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
@@ -75,7 +47,7 @@ def tell(what: str, home: Path, url: str | None) -> tuple[float, str]:
         "AIRFLOW__API__BASE_URL": BASE_URL,
         **connection,
     }
-    done = subprocess.run([sys.executable, "-c", TELL, what], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", TELL, *what], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = done.stdout + done.stderr
     assert SECRET not in said
@@ -84,7 +56,7 @@ def tell(what: str, home: Path, url: str | None) -> tuple[float, str]:
 
 def test_a_task_that_failed_for_good_is_told_with_the_first_line_of_its_error(tmp_path: Path) -> None:
     with webhook() as (url, bodies):
-        tell("ours", tmp_path, url)
+        tell(tmp_path, url, "ours")
     run_url = f"{BASE_URL}/dags/generate_and_publish/runs/manual__2026-01-01T00%3A00%3A00%2B00%3A00"
     task_url = f"{run_url}/tasks/sift_s.generate/mapped/3"
     assert bodies == [
@@ -103,47 +75,49 @@ def test_a_task_that_failed_for_good_is_told_with_the_first_line_of_its_error(tm
     ]
 
 
-@pytest.mark.parametrize(
-    ("what", "error"),
-    [("foreign", "ValueError; the log says more"), ("none", "it ended without an error of its own")],
-)
-def test_words_that_are_not_ours_are_not_sent(tmp_path: Path, what: str, error: str) -> None:
+def test_words_that_are_not_ours_are_not_sent(tmp_path: Path) -> None:
     with webhook() as (url, bodies):
-        tell(what, tmp_path, url)
-    assert [body["error"] for body in bodies] == [error]
+        tell(tmp_path, url, "foreign", "none")
+    assert [body["error"] for body in bodies] == [
+        "ValueError; the log says more",
+        "it ended without an error of its own",
+    ]
     assert "transcript" not in json.dumps(bodies)
 
 
-@pytest.mark.parametrize(("what", "task"), [("run", "sift_s.generate"), ("run alone", None)])
-def test_a_run_that_failed_is_told(tmp_path: Path, what: str, task: str | None) -> None:
+def test_a_run_that_failed_is_told(tmp_path: Path) -> None:
     with webhook() as (url, bodies):
-        tell(what, tmp_path, url)
-    assert [(body["event"], body["task"]) for body in bodies] == [("run_failed", task)]
-    assert bodies[0]["text"].startswith("generate_and_publish: run manual__2026-01-01T00:00:00+00:00 failed")
+        tell(tmp_path, url, "run", "run alone")
+    assert [(body["event"], body["task"]) for body in bodies] == [
+        ("run_failed", "sift_s.generate"),
+        ("run_failed", None),
+    ]
+    for body in bodies:
+        assert body["text"].startswith("generate_and_publish: run manual__2026-01-01T00:00:00+00:00 failed")
 
 
 def test_without_the_connection_nothing_happens_and_nothing_is_said(tmp_path: Path) -> None:
-    seconds, logged = tell("ours", tmp_path, None)
+    seconds, logged = tell(tmp_path, None, "ours")
     assert seconds < 3
     assert "alerts" not in logged
 
 
 def test_a_webhook_that_refuses_is_logged(tmp_path: Path) -> None:
     with webhook(status=500) as (url, _):
-        _, logged = tell("ours", tmp_path, url)
+        _, logged = tell(tmp_path, url, "ours")
     assert "the webhook of the connection alerts answered 500" in logged
 
 
 def test_a_webhook_that_is_down_is_logged_without_its_address(tmp_path: Path) -> None:
     with webhook() as (url, _):
         pass
-    seconds, logged = tell("ours", tmp_path, url)
+    seconds, logged = tell(tmp_path, url, "ours")
     assert seconds < 5
     assert "the webhook of the connection alerts was not reached: ConnectionError" in logged
 
 
 def test_a_slow_webhook_does_not_hold_up_the_task(tmp_path: Path) -> None:
     with webhook(wait_s=20) as (url, _):
-        seconds, logged = tell("ours", tmp_path, url)
+        seconds, logged = tell(tmp_path, url, "ours")
     assert 4 < seconds < 12
     assert "was not reached: ReadTimeout" in logged
