@@ -75,12 +75,14 @@ def _examine_airflow(settings: Settings) -> Iterator[Finding]:
     os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "ERROR"  # the findings say it all
     from include.orchestration import health
 
-    yield from _found("metadata", health.check_metadata)
-    yield from _found("parts", health.check_parts)
+    metadata = _found("metadata", health.check_metadata)
+    yield from metadata
+    if all(finding.state == "ok" for finding in metadata):  # else they would only say the same again
+        yield from _found("parts", health.check_parts)
+        yield from _found("dags", health.check_dags)
+        yield from _found("pool", lambda: health.check_gpu_pool(settings))
     yield from _found("api-server", health.check_api_server)
-    yield from _found("dags", health.check_dags)
     yield from _found("plugins", health.check_plugins)
-    yield from _found("pool", lambda: health.check_gpu_pool(settings))
     yield from _found("queues", health.check_queues)
     yield from _found("warehouse", health.check_warehouse)
     if health.serves("ingest"):
