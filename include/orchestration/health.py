@@ -80,7 +80,10 @@ def check_warehouse() -> Iterator[Finding]:
             yield Finding("warehouse", "wrong", said, "docs/operations.md, Upgrade")
         else:
             yield Finding("warehouse", "ok", f"connection {conn_id}: PostgreSQL {condition.postgres} answers")
-        if condition.revision != condition.head:
+        if not condition.may_read:
+            said = f"connection {conn_id} may not read the table warehouse_version"
+            yield Finding("migrations", "warn", said, "grant select on warehouse_version to its user")
+        elif condition.revision != condition.head:
             said = f"at {condition.revision or 'no revision'}, this code needs {condition.head}"
             mend = "sift prepare (compose: restart the service init; embedded: ./sift down, ./sift up)"
             yield Finding("migrations", "wrong", said, mend)

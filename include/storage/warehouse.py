@@ -129,13 +129,16 @@ class Warehouse:
             row = connection.execute(statement("clock")).fetchone()
             assert row is not None
             skew_s = row[0].timestamp() - (asked_at + time.time()) / 2
+            migrated, may_read = None, True
             try:
                 migrated = connection.execute(statement("migrated_to")).fetchone()
             except psycopg.errors.UndefinedTable:
-                migrated = None
+                pass
+            except psycopg.errors.InsufficientPrivilege:
+                may_read = False
             version = connection.info.server_version
         head = ScriptDirectory.from_config(migrations()).get_current_head()
-        return Condition(version // 10000, skew_s, migrated[0] if migrated else None, head)
+        return Condition(version // 10000, skew_s, migrated[0] if migrated else None, head, may_read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +150,14 @@ class Condition:
         clock_skew_s: Seconds that its clock is ahead of ours.
         revision: Migration that its schemas are at; None: there are none yet.
         head: Migration that this code needs.
+        may_read: Whether this connection's user may see the revision.
     """
 
     postgres: int
     clock_skew_s: float
     revision: str | None
     head: str | None
+    may_read: bool
 
 
 def migrations() -> Config:

@@ -150,6 +150,16 @@ def test_a_warehouse_behind_and_an_airflow_without_processes(scheduler: Deployme
     assert found["pool"][0][0] == "wrong" and "there is no pool gpu" in found["pool"][0][1]
 
 
+def test_a_role_that_may_not_see_the_revision(server: PostgresServer, tmp_path: Path) -> None:
+    with psycopg.connect(server.conninfo("sift"), autocommit=True) as connection:
+        connection.execute("create role reader login")
+    conn = json.loads(connected_to(server)["AIRFLOW_CONN_WAREHOUSE"]) | {"login": "reader"}
+    found = Deployment(tmp_path, {"AIRFLOW_CONN_WAREHOUSE_INGEST": json.dumps(conn)}).ask()
+    assert found["warehouse"] == [("ok", "connection warehouse_ingest: PostgreSQL 18 answers -> ")]
+    assert found["migrations"][0][0] == "warn" and "warehouse_version" in found["migrations"][0][1]
+    assert "corpora" in found and "target" not in found  # what ingesting needs, and no more
+
+
 def test_metadata_that_are_not_migrated(server: PostgresServer, tmp_path: Path) -> None:
     with psycopg.connect(server.conninfo("postgres"), autocommit=True) as connection:
         connection.execute("create database fresh")
