@@ -31,9 +31,8 @@ from include.orchestration.assets import RELEASE, STAGED
 from include.orchestration.connections import hub_account, llm_server, s3_client, warehouse
 from include.orchestration.defaults import (
     APPROVE_ARGS,
-    DEFAULT_ARGS,
+    DAG_ARGS,
     GENERATE_ARGS,
-    START_DATE,
     check_conf,
     leave_note,
     owner_links,
@@ -165,12 +164,9 @@ def _server():
     description="Write all pending responses with the language model, then publish a release",
     doc_md=__doc__,
     schedule=_schedule(),
-    start_date=START_DATE,
-    catchup=False,
-    max_active_runs=1,
     # Pending work has no date: there is nothing that a backfill could mean here.
     allowed_run_types=["manual", "scheduled", "asset_triggered"],
-    default_args=DEFAULT_ARGS,
+    **DAG_ARGS,
     params=PARAMS,
     owner_links=owner_links(),
     tags=["generate", "publish"],

@@ -15,7 +15,7 @@ from include import ingest
 from include.modes import MODES
 from include.orchestration.assets import STAGED
 from include.orchestration.connections import warehouse
-from include.orchestration.defaults import DEFAULT_ARGS, START_DATE, check_conf, leave_note, owner_links, skip
+from include.orchestration.defaults import DAG_ARGS, check_conf, leave_note, owner_links, skip
 from include.settings import get_settings
 from include.sources import RECIPES
 from include.sources.recipe import SourceRecipe
@@ -41,10 +41,7 @@ def ingest_dag(recipe: SourceRecipe) -> None:
         description=f"Stage {recipe.title} ({recipe.repository})",
         doc_md=f"{__doc__}\n---\n{recipe.card}",
         schedule=CronTriggerTimetable(recipe.schedule, timezone="UTC") if get_settings().schedules else None,
-        start_date=START_DATE,
-        catchup=False,
-        max_active_runs=1,
-        default_args=DEFAULT_ARGS,
+        **DAG_ARGS,
         params=PARAMS,
         owner_links=owner_links(),
         tags=["ingest", recipe.task],

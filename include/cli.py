@@ -8,20 +8,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from include.settings import PROJECT_ROOT, Settings, get_settings
 
 if TYPE_CHECKING:
     from include.local.airflow import AirflowApi
+    from include.schema import Finding
     from include.storage.warehouse import Warehouse
 
 app = typer.Typer(
@@ -217,6 +221,63 @@ def _json_object(conf: str) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise ValueError(f"--conf must be a JSON object, not {conf}")
     return parameters
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead")] = False,
+    free: Annotated[float, typer.Option(help="GiB that must be free on each disk", min=0)] = 5,
+) -> None:
+    """Check this deployment: what is wrong, and how to mend it. Exit status 1: something is wrong."""
+    from include.doctor import examine
+
+    if "AIRFLOW__CORE__EXECUTOR" not in os.environ:
+        with suppress(ValidationError):  # a finding, not the end
+            _embedded_settings()
+    # Libraries of Airflow print what they like; the answer alone goes out.
+    with redirect_stdout(sys.stderr), console.status("Looking"):
+        findings = list(examine(free))
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        _show(findings)
+    if any(finding.state == "wrong" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _show(findings: list[Finding]) -> None:
+    colours = {"ok": "green", "warn": "yellow", "wrong": "red"}
+    for finding in findings:
+        console.print(
+            f"[{colours[finding.state]}]{finding.state:<6}[/]{escape(f'{finding.check}: {finding.said}')}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if finding.mend:
+            console.print(f"      -> {escape(finding.mend)}", highlight=False, soft_wrap=True)
+    counted = {state: sum(finding.state == state for finding in findings) for state in colours}
+    console.print(f"{counted['ok']} ok, {counted['warn']} to know, {counted['wrong']} wrong")
+
+
+@app.command()
+def backup(folder: Annotated[Path, typer.Argument(help="A new folder; as secret as the database")]) -> None:
+    """Save both databases of the embedded profile, also while Airflow runs; releases are files, and not in it."""
+    from include.local.backup import make_backup
+
+    with console.status("Saving"):
+        make_backup(_embedded_settings(), folder.absolute())
+    console.print(f"Saved in {folder}", soft_wrap=True)
+
+
+@app.command()
+def restore(folder: Annotated[Path, typer.Argument(help="What ./sift backup wrote")]) -> None:
+    """Make the databases of a new SIFT_HOME from a backup."""
+    from include.local.backup import restore_backup
+
+    settings = _embedded_settings()
+    with console.status("Restoring"):
+        restore_backup(settings, folder.absolute())
+    console.print(f"Restored to {settings.home}. Start it with ./sift up", soft_wrap=True)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

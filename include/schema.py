@@ -81,6 +81,23 @@ class HubAccount:
     endpoint: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check of a deployment found.
+
+    Attributes:
+        check: What was looked at, in a word or two.
+        state: "ok", "warn" (it works, but somebody should know), or "wrong".
+        said: What was found, in one line, without secrets.
+        mend: What to do about it; "" if nothing.
+    """
+
+    check: str
+    state: Literal["ok", "warn", "wrong"]
+    said: str
+    mend: str = ""
+
+
 Task = Literal["sift", "transcribe", "answer"]
 FinishReason = Literal["stop", "sentences", "length"]
 

@@ -170,6 +170,9 @@ class Settings(BaseSettings):
     fake_batch_s: float = Field(0, ge=0, description="Seconds that a batch of the fake engine takes")
     fake_log: str = Field("", description="File to which the fake engine adds a line for every batch that it begins")
 
+    keep_logs_days: int = Field(
+        30, ge=0, description="Days that logs of tasks, and the history of runs in Airflow, are kept; 0: all"
+    )
     daily_at: str = Field("30 5 * * *", description="Cron of the daily generate_and_publish run (UTC)")
     most_restarts: int = Field(
         5, ge=0, description="How often ./sift starts a part of its Airflow again within ten minutes before it gives up"

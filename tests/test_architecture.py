@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "orchestration": {"schema", "settings", "sources", "storage"},
     "local": {"settings", "storage", "sources", "modes", "generation", "publish"},
     "deployment": {"settings", "storage", "orchestration"},
-    "cli": {"settings", "local", "storage", "publish", "deployment"},
+    "doctor": {"schema", "settings", "sources", "generation", "publish", "orchestration", "local"},
+    "cli": {"schema", "settings", "local", "storage", "publish", "deployment", "doctor"},
 }
 # What plugins/ may import of include/: it shows, so nothing that ingests, generates or publishes.
 SHOWN = {"schema", "settings", "normalize", "sources", "modes", "quality", "storage", "orchestration"}

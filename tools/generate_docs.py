@@ -93,11 +93,13 @@ def quality_page() -> str:
 
 def dags_page(dags: dict[str, Any]) -> str:
     """Describe every DAG: when it runs, its tasks and its parameters."""
+    from airflow.sdk import AssetOrTimeSchedule
+
     ingest = [dag for name, dag in sorted(dags.items()) if name.startswith("ingest_")]
     lines = [
         HEAD.format(origin="dags/"),
         "# DAGs\n",
-        "DAGs are made paused. The schedules are in UTC; the demo runs without them.\n",
+        "DAGs are made paused, but for the one that cleans up. The schedules are in UTC; the demo runs without them.\n",
         f"## ingest_&lt;source&gt;\n\n{_shifted(ingest[0].doc_md.partition('---')[0])}",
         "| DAG | title | schedule | tells |",
         "|---|---|---|---|",
@@ -108,13 +110,11 @@ def dags_page(dags: dict[str, Any]) -> str:
             f"| `{dag.dag_id}` | {dag.dag_display_name} | {_when(dag.timetable.expression)} | `{asset.name}` |"
         )
     lines += ["", *_wiring(ingest[0]), *_parameters(ingest[0])]
-    daily = f"daily: {_when(Settings().daily_at)}"
     for dag in (dag for name, dag in sorted(dags.items()) if not name.startswith("ingest_")):
-        lines += [
-            f"## {dag.dag_id}\n",
-            _shifted(dag.doc_md),
-            f"Runs when any of the assets `staged/<source>` is updated, and {daily}.\n",
-        ]
+        woken = isinstance(dag.timetable, AssetOrTimeSchedule)
+        when = _when(Settings().daily_at if woken else dag.timetable.expression)
+        runs = f"when any of the assets `staged/<source>` is updated, and daily: {when}" if woken else f"daily: {when}"
+        lines += [f"## {dag.dag_id}\n", _shifted(dag.doc_md), f"Runs {runs}.\n"]
         lines += [*_wiring(dag), *_parameters(dag)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -133,7 +133,8 @@ def _wiring(dag: Any) -> list[str]:
         label = f'"{task.task_id}{pool}"'
         lines.append(f"    {name}{mapped.format(label)}")
         lines += [f"    {name} --> {_node(after)}" for after in sorted(task.downstream_task_ids)]
-    return [*lines, "```", "", "Double frames are mapped tasks: one instance per group of files, or per shard.", ""]
+    mapped = ["Double frames are mapped tasks: one instance per group of files, or per shard.", ""]
+    return [*lines, "```", "", *(mapped if any("[[" in line for line in lines) else [])]
 
 
 def _node(task_id: str) -> str:
@@ -141,6 +142,8 @@ def _node(task_id: str) -> str:
 
 
 def _parameters(dag: Any) -> list[str]:
+    if not dag.params:
+        return []
     lines = ["| parameter | default | meaning |", "|---|---|---|"]
     for name in dag.params:
         param = dag.params.get_param(name)

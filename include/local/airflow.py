@@ -28,7 +28,12 @@ COMPONENTS = {
 WORKER_TITLE = "airflow worker -- LocalExecutor"
 """What LocalExecutor's workers, children of the scheduler, call themselves; each is the supervisor of its task too."""
 
-PASSED_ON = ("AIRFLOW_CONN_LLM_SERVER", "AIRFLOW_CONN_AWS_DEFAULT", "AIRFLOW_CONN_HUB")
+PASSED_ON = (
+    "AIRFLOW_CONN_LLM_SERVER",
+    "AIRFLOW_CONN_AWS_DEFAULT",
+    "AIRFLOW_CONN_HUB",
+    "AIRFLOW_CONN_ALERTS",
+)
 """Connections of the user's environment that the embedded Airflow gets."""
 
 

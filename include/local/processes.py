@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+
+MOST_LOG_BYTES = 20 << 20
+KEPT_LOGS = 3
+"""Older pieces of each process's log that are kept beside it."""
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -47,6 +52,26 @@ def start_process(
             extra_groups=[] if user else None,
             preexec_fn=_dies_with_parent(death_signal) if death_signal else None,
         )
+
+
+def rotate_logs(folder: Path, most_bytes: int = MOST_LOG_BYTES) -> None:
+    """Put logs that have grown large aside, as `<name>.log.1` and so on; the oldest of `KEPT_LOGS` goes.
+
+    The processes that write them go on: they append, so each finds itself at the start of its emptied file. Lines that
+    are written within that moment are lost.
+
+    Args:
+        folder: Of the `*.log` files.
+        most_bytes: Size from which a log is put aside.
+    """
+    for log_file in folder.glob("*.log"):
+        if log_file.stat().st_size < most_bytes:
+            continue
+        for number in range(KEPT_LOGS, 1, -1):
+            with suppress(FileNotFoundError):
+                Path(f"{log_file}.{number - 1}").replace(f"{log_file}.{number}")
+        shutil.copyfile(log_file, f"{log_file}.1")
+        os.truncate(log_file, 0)
 
 
 def stop_process(process: subprocess.Popen[bytes], first: signal.Signals, patience_s: float = 15) -> None:

@@ -19,13 +19,16 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import IO
+from urllib.parse import urlsplit
 
 import psutil
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from include.local.airflow import (
     COMPONENTS,
@@ -36,7 +39,7 @@ from include.local.airflow import (
     end_scheduler_jobs,
 )
 from include.local.postgres import PostgresServer, start_postgres
-from include.local.processes import start_process, stop_process
+from include.local.processes import rotate_logs, start_process, stop_process
 from include.settings import PROJECT_ROOT, Settings, get_settings
 from include.storage.warehouse import Warehouse
 
@@ -46,6 +49,9 @@ DEFAULT_PORT = 8080
 START_TIMEOUT_S = 240
 # A part that ends more often than `settings.most_restarts` within it does not get better by being started again.
 RESTART_WINDOW_S = 600
+# How often logs are looked at, and Airflow's history of runs.
+HOUSEKEEPING_S = 60
+DAY_S = 86_400
 # Every process of the stack carries this in its environment, so that none can hide from `stop`.
 STACK_MARK = "SIFT_STACK"
 
@@ -83,6 +89,14 @@ def read_state(home: Path) -> StackState | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return None  # nobody holds it: the supervisor is gone
     return state
+
+
+def environment_of(settings: Settings, state: StackState) -> dict[str, str]:
+    """Return the environment of a running stack's Airflow, for a process that joins it."""
+    socket_dir = Path(str(conninfo_to_dict(state.conninfo)["host"]))
+    port = urlsplit(state.url).port
+    assert port is not None
+    return airflow_environment(settings, PostgresServer(socket_dir, Path(state.psql).parent), port)
 
 
 def start_stack(
@@ -174,6 +188,8 @@ class Supervisor:
         self._env: dict[str, str] = {}
         self._restarts: dict[str, list[float]] = {}
         self._workers: set[psutil.Process] = set()
+        self._cleaning: subprocess.Popen[bytes] | None = None
+        self._kept_house_at = 0.0
         self._stopping = False
 
     def run(self) -> None:
@@ -194,6 +210,7 @@ class Supervisor:
                     self._start(port)
                     while not self._stopping:
                         self._restart_dead()
+                        self._keep_house()
                         time.sleep(0.5)
                 finally:
                     self._stop()
@@ -273,6 +290,23 @@ class Supervisor:
                 stop_process(process, signal.SIGTERM)
                 self._start_component(name)
 
+    def _keep_house(self) -> None:
+        """Keep what grows small: the logs of processes and, once a day, Airflow's history of runs."""
+        if time.monotonic() - self._kept_house_at < HOUSEKEEPING_S:
+            return
+        self._kept_house_at = time.monotonic()
+        rotate_logs(self._logs)
+        keep_days = self._settings.keep_logs_days
+        stamp = self._run / "cleaned"
+        if not stamp.exists():
+            stamp.touch()  # a new home has nothing old
+        if not keep_days or time.time() - stamp.stat().st_mtime < DAY_S:
+            return
+        stamp.touch()
+        oldest = (datetime.now(UTC) - timedelta(days=keep_days)).isoformat(timespec="seconds")
+        command = airflow_command("db", "clean", "--clean-before-timestamp", oldest, "--skip-archive", "--yes")
+        self._cleaning = start_process(command, self._logs / "clean.log", env=self._env)
+
     def _lost_worker(self) -> bool:
         """Whether one of LocalExecutor's workers ended, which they only do when they are killed.
 
@@ -305,7 +339,7 @@ class Supervisor:
         for process in self._processes.values():
             with suppress(ProcessLookupError):
                 process.terminate()
-        for process in self._processes.values():
+        for process in (*self._processes.values(), *([self._cleaning] if self._cleaning else [])):
             stop_process(process, signal.SIGTERM)
         _kill_marked(os.environ.get(STACK_MARK))
         if self._postgres:

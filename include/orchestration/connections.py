@@ -29,7 +29,12 @@ def warehouse(role: Literal["ingest", "generate", "publish", "console"]) -> Ware
         connection = Connection.get(f"{WAREHOUSE_CONN_ID}_{role}")
     except AirflowNotFoundException:
         connection = Connection.get(WAREHOUSE_CONN_ID)
-    fields = {
+    return open_warehouse(connection)
+
+
+def open_warehouse(connection: Connection) -> Warehouse:
+    """Return the warehouse that a connection leads to."""
+    fields: dict[str, Any] = {
         "host": connection.host,
         "port": connection.port,
         "user": connection.login,

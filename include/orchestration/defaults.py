@@ -1,4 +1,4 @@
-"""What all DAGs share: retries, pool and queue, owner, start date, skipping, and the check of a run's conf."""
+"""What all DAGs share: retries, alerts, pool and queue, owner, start date, skipping, and the check of a run's conf."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule, get_curren
 from airflow.sdk.configuration import conf as airflow_config
 from airflow.sdk.exceptions import AirflowSkipException
 
+from include.orchestration.alerts import announce_run, announce_task
 from include.schema import BadInputError
 from include.settings import get_settings
 
@@ -42,6 +43,16 @@ DEFAULT_ARGS: dict[str, Any] = {
     "retry_exponential_backoff": True,
     "max_retry_delay": timedelta(minutes=10),
     "retry_policy": ExceptionRetryPolicy(rules=[_NO_RETRY]),
+    "on_failure_callback": announce_task,
+}
+
+# What every DAG is given besides. Runs are announced too, because a task that was killed cannot announce itself.
+DAG_ARGS: dict[str, Any] = {
+    "start_date": START_DATE,
+    "catchup": False,
+    "max_active_runs": 1,
+    "default_args": DEFAULT_ARGS,
+    "on_failure_callback": announce_run,
 }
 
 

@@ -5,13 +5,15 @@ The only package that speaks SQL is this one. A statement is one file of `sql/`,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pyarrow as pa
@@ -19,6 +21,9 @@ import pyarrow.csv as pa_csv
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 # Rows written as CSV at once: memory holds one such piece of text.
 _COPY_ROWS = 4_096
@@ -106,11 +111,9 @@ class Warehouse:
             RuntimeError: If the server is older than PostgreSQL 18.
         """
         from alembic import command
-        from alembic.config import Config
         from sqlalchemy import create_engine
 
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config = migrations()
         engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(self.conninfo))
         try:
             with self.connection() as guard, engine.connect() as connection:
@@ -123,6 +126,58 @@ class Warehouse:
                 command.upgrade(config, "head")
         finally:
             engine.dispose()
+
+    def condition(self) -> Condition:
+        """Look at the server and the schemas, without changing anything.
+
+        Raises:
+            psycopg.Error: If the server does not answer, or refuses.
+        """
+        from alembic.script import ScriptDirectory
+
+        with psycopg.connect(self.conninfo, autocommit=True, connect_timeout=5) as connection:
+            asked_at = time.time()
+            row = connection.execute(statement("clock")).fetchone()
+            assert row is not None
+            skew_s = row[0].timestamp() - (asked_at + time.time()) / 2
+            migrated, may_read = None, True
+            try:
+                migrated = connection.execute(statement("migrated_to")).fetchone()
+            except psycopg.errors.UndefinedTable:
+                pass
+            except psycopg.errors.InsufficientPrivilege:
+                may_read = False
+            version = connection.info.server_version
+        head = ScriptDirectory.from_config(migrations()).get_current_head()
+        return Condition(version // 10000, skew_s, migrated[0] if migrated else None, head, may_read)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """The state of a warehouse.
+
+    Attributes:
+        postgres: The server's major version.
+        clock_skew_s: Seconds that its clock is ahead of ours.
+        revision: Migration that its schemas are at; None: there are none yet.
+        head: Migration that this code needs.
+        may_read: Whether this connection's user may see the revision.
+    """
+
+    postgres: int
+    clock_skew_s: float
+    revision: str | None
+    head: str | None
+    may_read: bool
+
+
+def migrations() -> Config:
+    """Return Alembic's configuration: where the migrations lie."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def copy_in(connection: psycopg.Connection[Any], table: sql.Identifier, columns: Sequence[str], rows: pa.Table) -> None:

@@ -13,11 +13,13 @@ import pytest
 from airflow.sdk import RetryAction
 
 from include.modes import MODES
+from include.orchestration.alerts import announce_run, announce_task
 from include.settings import PROJECT_ROOT
 from include.sources import RECIPES
 from include.sources.reader import SourceError
 
 GENERATE = "generate_and_publish"
+CLEAN_UP = "clean_up"
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +35,18 @@ def dags(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(bag.dags)
 
 
-def test_one_dag_per_recipe_and_one_that_generates(dags: dict[str, Any]) -> None:
-    assert set(dags) == {GENERATE, *(f"ingest_{name}" for name in RECIPES)}
+def test_one_dag_per_recipe_one_that_generates_and_one_that_cleans_up(dags: dict[str, Any]) -> None:
+    assert set(dags) == {GENERATE, CLEAN_UP, *(f"ingest_{name}" for name in RECIPES)}
+
+
+def test_only_cleaning_up_needs_nobody_to_unpause_it(dags: dict[str, Any]) -> None:
+    assert [name for name, dag in dags.items() if dag.is_paused_upon_creation is False] == [CLEAN_UP]
+
+
+def test_every_failure_is_announced(dags: dict[str, Any]) -> None:
+    for dag in dags.values():
+        assert dag.on_failure_callback is announce_run
+        assert all(task.on_failure_callback in (announce_task, [announce_task]) for task in dag.tasks)
 
 
 def test_every_dag_is_documented_tagged_and_owned(dags: dict[str, Any]) -> None:
@@ -117,7 +129,7 @@ def test_the_owner_s_name_leads_where_the_settings_say(link: str) -> None:
         "print([dag.owner_links for dag in bag.dags.values()])"
     )
     links = eval(_python(code, SIFT_OWNER_LINK=link).strip().splitlines()[-1])  # our own output
-    assert links == [{"data-platform": link} if link else {}] * (1 + len(RECIPES))
+    assert links == [{"data-platform": link} if link else {}] * (2 + len(RECIPES))
 
 
 @pytest.mark.parametrize("file", sorted((PROJECT_ROOT / "dags").glob("*.py")), ids=lambda path: path.stem)

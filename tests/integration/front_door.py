@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,16 @@ import psutil
 from include.local.airflow import AirflowApi
 from include.local.stack import read_state
 from include.settings import PROJECT_ROOT
+
+
+def copy_project(folder: Path) -> None:
+    """Make a checkout of what is here, committed or not, for tests that change its files."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        if (PROJECT_ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT_ROOT / name, folder / name)
 
 
 @dataclass

@@ -60,6 +60,13 @@ def sift(tmp_path_factory: pytest.TempPathFactory, moto: S3Server) -> Iterator[F
         assert door.left_over() == []
 
 
+def test_the_doctor_finds_nothing_wrong(sift: FrontDoor) -> None:
+    output = sift("doctor", "--free", "0.1")
+    assert "ok    scheduler: alive" in output and "ok    plugins: every plugin was imported" in output
+    assert "ok    target: local: its latest release is" in output
+    assert ", 0 wrong" in output
+
+
 def test_the_release_opens_with_its_splits(sift: FrontDoor, tmp_path: Path) -> None:
     release = (sift.home / "releases" / "latest").resolve()
     manifest = verify_release(release)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,10 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from include.local.stack import read_state
-from include.settings import PROJECT_ROOT
 from tests.hub_server import HubServer
 from tests.include.sources.corpus_files import TOY_SCHEMA, toy_row
-from tests.integration.front_door import FrontDoor
+from tests.integration.front_door import FrontDoor, copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -88,17 +85,7 @@ def savee(*numbers: int, **changes: object) -> bytes:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     root = tmp_path_factory.mktemp("world")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=PROJECT_ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert listed.returncode == 0
-    for name in listed.stdout.splitlines():
-        if (PROJECT_ROOT / name).is_file():
-            (root / "project" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT_ROOT / name, root / "project" / name)
+    copy_project(root / "project")
     with HubServer() as hub:
         file = "data/train-00000-of-00001.parquet"
         first = hub.commit(

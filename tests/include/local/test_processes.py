@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from include.local.processes import start_process, stop_process
+from include.local.processes import KEPT_LOGS, rotate_logs, start_process, stop_process
 from include.settings import PROJECT_ROOT
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(300)"]
@@ -59,3 +59,30 @@ def test_what_does_not_stop_is_killed(tmp_path: Path) -> None:
         time.sleep(0.05)
     stop_process(process, signal.SIGTERM, patience_s=0.3)
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_log_that_has_grown_is_put_aside_while_its_process_goes_on_writing(tmp_path: Path) -> None:
+    log_file = tmp_path / "part.log"
+    code = "import sys\nfor line in sys.stdin: print(line * 100, end='', flush=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=log_file.open("ab"), text=True
+    )
+    assert process.stdin
+    for number in range(KEPT_LOGS + 2):
+        process.stdin.write(f"{number}\n")
+        process.stdin.flush()
+        while log_file.stat().st_size < 200:
+            time.sleep(0.01)
+        rotate_logs(tmp_path, most_bytes=100)
+    process.stdin.close()
+    process.wait(10)
+    names = {file.name: file.read_text().splitlines() for file in tmp_path.iterdir()}
+    newest = KEPT_LOGS + 1
+    kept = {f"part.log.{back}": [str(newest - back + 1)] * 100 for back in range(1, KEPT_LOGS + 1)}
+    assert names == {"part.log": [], **kept}
+
+
+def test_a_small_log_stays(tmp_path: Path) -> None:
+    (tmp_path / "part.log").write_text("a line\n")
+    rotate_logs(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["part.log"]

@@ -1,0 +1,1 @@
+select version_num from warehouse_version
