@@ -10,4 +10,5 @@ grant insert, update on generation.prompts, generation.runs, generation.quality,
     generation.verdict_counts to sift_generate;
 -- An accepted response is never changed: it is judged again, and then confirmed or moved to the attempts.
 grant insert, delete, update (rules_version) on generation.responses to sift_generate;
-grant select on publish.releases to sift_generate
+grant select on publish.releases to sift_generate;
+grant select on warehouse_version to sift_generate

@@ -9,4 +9,5 @@ grant select, insert, delete on staging.rejects, staging.unmapped_labels, stagin
     to sift_ingest;
 grant execute on function staging.create_incoming, staging.drop_incoming, staging.create_partition,
     staging.index_samples, staging.first_samples to sift_ingest;
-grant select on generation.work to sift_ingest
+grant select on generation.work to sift_ingest;
+grant select on warehouse_version to sift_ingest
