@@ -127,9 +127,8 @@ def test_other_pods_have_no_gpu(tmp_path: Path) -> None:
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
 
 
-@pytest.mark.parametrize("executor", ["LocalExecutor", "CeleryExecutor"])
-def test_other_executors_are_told_nothing_and_load_nothing(tmp_path: Path, executor: str) -> None:
-    assert executor_config(tmp_path, executor) == (None, False)
+def test_other_executors_are_told_nothing_and_load_nothing(tmp_path: Path) -> None:
+    assert executor_config(tmp_path, "CeleryExecutor") == (None, False)
 
 
 def test_no_pod_of_a_task_knows_metadata_or_keys() -> None:
