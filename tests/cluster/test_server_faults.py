@@ -6,7 +6,6 @@ Its clock is libfaketime's (Debian's package `libfaketime`), so that midnight co
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from tests.cluster.drill import GENERATE, Drill, Outcome
 from tests.include.generation.byte_tokenizer import save_byte_tokenizer
 from tests.include.generation.llm_server import Fault, Request, ServerState, running_server
 from tests.kills import wait_until
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
@@ -72,9 +72,7 @@ class ModelServer:
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self._running = ExitStack()
 
     def on(self) -> None:

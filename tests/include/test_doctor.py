@@ -19,14 +19,9 @@ from include.local.airflow import airflow_command
 from include.local.postgres import PostgresServer, running_postgres
 from include.settings import EMBEDDED_MODEL, PROJECT_ROOT, Settings
 from include.storage.warehouse import Warehouse
+from tests.ports import free_port
 
 PASSWORD = "very-secret-word"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Deployment:

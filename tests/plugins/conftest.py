@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from include.local.processes import start_process, stop_process
 from include.settings import Settings
 from include.storage.warehouse import Warehouse
 from tests.conftest import SAMPLES
+from tests.ports import free_port
 
 PREFIX = "/airflow"
 USERS = {"ada": "admin", "vic": "viewer", "una": "user", "nobody": ""}
@@ -38,9 +38,7 @@ def shown(postgres: PostgresServer, filled_template: str) -> Warehouse:
 def server(postgres: PostgresServer, shown: Warehouse, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the API server."""
     home = tmp_path_factory.mktemp("access")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     passwords = home / "passwords.json"
     passwords.write_text(json.dumps({name: f"{name}-password" for name in USERS}))
     url = f"http://127.0.0.1:{port}{PREFIX}"

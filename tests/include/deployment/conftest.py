@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from include.local.postgres import running_postgres
-from include.local.processes import start_process, stop_process
+from include.local.processes import stop_process
 from include.settings import PROJECT_ROOT
+from tests.password_server import make_cluster, start_server
+from tests.ports import free_port
 
 SUPERUSER_PASSWORD = "the-superusers"
 
@@ -47,32 +47,14 @@ class PasswordServer:
         }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def password_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PasswordServer]:
     """A server with nothing in it but its superuser, as the image postgres makes it."""
     folder = tmp_path_factory.mktemp("password-server")
-    data = folder / "data"
-    with running_postgres(data, folder / "first.log") as first:
-        with psycopg.connect(first.conninfo("postgres"), autocommit=True) as connection:
-            connection.execute(f"alter role postgres password '{SUPERUSER_PASSWORD}'")
-            for name in ("sift", "airflow"):
-                connection.execute(f"drop database {name}")
-        programs = first.bin_dir
-    (data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\n")
     server = PasswordServer(free_port(), folder / "postgres.log")
-    options = {"listen_addresses": "127.0.0.1", "port": server.port, "log_statement": "all", "log_connections": "on"}
-    command = [str(programs / "postgres"), "-D", str(data), "-k", ""]
-    process = start_process(
-        [*command, *(f"--{name}={value}" for name, value in options.items())],
-        server.log_file,
-        user=data.owner() if os.geteuid() == 0 else None,
-        death_signal=signal.SIGINT,
+    make_cluster(folder / "data", SUPERUSER_PASSWORD)
+    process = start_server(
+        folder / "data", server.port, server.log_file, {"log_statement": "all", "log_connections": "on"}
     )
     try:
         while True:

@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from include.settings import PROJECT_ROOT
-from tests.include.deployment.conftest import free_port
+from tests.ports import free_port
 
 
 class _Answer(BaseHTTPRequestHandler):

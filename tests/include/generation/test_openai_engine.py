@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from include.settings import Settings
 from include.storage.generation import Scope
 from include.storage.warehouse import Warehouse
 from tests.include.generation.llm_server import Fault, Request, ServerState, running_server
+from tests.ports import free_port
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -507,9 +507,7 @@ def real_server(small_model_dir: Path, tmp_path_factory: pytest.TempPathFactory)
     """`transformers serve` with the real small model, on this machine."""
     folder = tmp_path_factory.mktemp("serve")
     (folder / "hub").mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [Path(sys.executable).with_name("transformers"), "serve", small_model_dir, "--host", "127.0.0.1"]
     environment = {**os.environ, "HF_HOME": str(folder), "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     with (folder / "log").open("w") as log:

@@ -10,12 +10,7 @@ from pathlib import Path
 import pytest
 
 from include.local.stack import StackError, read_state, reserve_port
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.ports import free_port
 
 
 def test_a_wanted_port_in_use_is_refused_by_number() -> None:
