@@ -70,7 +70,7 @@ def ensure_user(connection: Connection, name: str, password: str) -> None:
     """
     encrypted = connection.pgconn.encrypt_password(password.encode(), name.encode(), b"scram-sha-256").decode()
     exists = connection.execute("select 1 from pg_roles where rolname = %s", [name]).fetchone()
-    verb = sql.SQL("alter" if exists else "create")
+    verb = sql.SQL("alter") if exists else sql.SQL("create")
     connection.execute(
         sql.SQL("{} role {} with login password {}").format(verb, sql.Identifier(name), sql.Literal(encrypted))
     )
