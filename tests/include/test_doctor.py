@@ -130,6 +130,7 @@ def test_postgres_that_is_down_is_named_and_the_other_checks_go_on(tmp_path: Pat
     assert found["home"][0][0] == found["corpora"][0][0] == "ok"
 
 
+@pytest.mark.slow
 def test_a_warehouse_behind_and_an_airflow_without_processes(scheduler: Deployment) -> None:
     found = scheduler.ask()
     ((state, said),) = found["migrations"]
@@ -155,6 +156,7 @@ def test_a_role_that_may_not_see_the_revision(server: PostgresServer, tmp_path: 
     assert "corpora" in found and "target" not in found  # what ingesting needs, and no more
 
 
+@pytest.mark.slow
 def test_metadata_that_are_not_migrated(server: PostgresServer, tmp_path: Path) -> None:
     with psycopg.connect(server.conninfo("postgres"), autocommit=True) as connection:
         connection.execute("create database fresh")
@@ -164,6 +166,7 @@ def test_metadata_that_are_not_migrated(server: PostgresServer, tmp_path: Path) 
     assert found["warehouse"][0][0] == "ok" and "is for workers" in found["warehouse"][0][1]
 
 
+@pytest.mark.slow
 def test_a_queue_without_a_worker(redis: str, tmp_path: Path) -> None:
     worker = Deployment(tmp_path, {"AIRFLOW__CELERY__BROKER_URL": redis})
     command = airflow_command("celery", "worker", "--queues", "default", "--concurrency", "1", "--skip-serve-logs")
@@ -187,6 +190,7 @@ def test_a_queue_without_a_worker(redis: str, tmp_path: Path) -> None:
     assert found["warehouse"][0][0] == "warn"
 
 
+@pytest.mark.slow
 def test_a_missing_connection(scheduler: Deployment) -> None:
     local = {"AIRFLOW__CORE__EXECUTOR": "LocalExecutor", "SIFT_ENGINE": "openai", "SIFT_TARGET": "hf://datasets/o/n"}
     found = scheduler.ask(**local)

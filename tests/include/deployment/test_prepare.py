@@ -27,6 +27,8 @@ USERS = {
     "sift_console": ("WAREHOUSE_CONSOLE_PASSWORD", "sift"),
 }
 
+pytestmark = pytest.mark.slow
+
 
 class Deployment:
     """What calls `./sift prepare` with passwords, as the service `init` does."""

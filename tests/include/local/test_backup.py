@@ -81,6 +81,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
     yield folder, before
 
 
+@pytest.mark.slow
 def test_a_restored_warehouse_is_the_same_and_nothing_is_pending(
     saved: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from include.settings import PROJECT_ROOT
 from tests.webhook import SECRET, webhook
 
@@ -116,6 +118,7 @@ def test_a_webhook_that_is_down_is_logged_without_its_address(tmp_path: Path) ->
     assert "the webhook of the connection alerts was not reached: ConnectionError" in logged
 
 
+@pytest.mark.slow
 def test_a_slow_webhook_does_not_hold_up_the_task(tmp_path: Path) -> None:
     with webhook(wait_s=20) as (url, _):
         seconds, logged = tell(tmp_path, url, "ours")

@@ -77,6 +77,7 @@ def test_a_value_that_a_million_rows_repeat_is_read_piece_by_piece(tmp_path: Pat
     assert grown < MOST_MIB
 
 
+@pytest.mark.slow
 def test_transcripts_of_a_gigabyte_are_refused_before_they_are_decompressed(tmp_path: Path) -> None:
     write = """
 text = pa.array(["x" * (1 << 30)])
