@@ -3,7 +3,10 @@
 # with torch, for those that generate. Made from our own lock, so they run what the tests have run.
 
 FROM python:3.12.12-slim-bookworm AS libraries
-ENV PYTHONUNBUFFERED=1
+# No packages from a home folder: tasks may write there, and others start there too.
+ENV PYTHONUNBUFFERED=1 \
+    PYTHONNOUSERSITE=1 \
+    AIRFLOW_HOME=/opt/sift/airflow
 WORKDIR /opt/sift
 # The user and group of Airflow's own image, which its Helm chart assumes. What Docker makes a volume from has its owner.
 RUN useradd --uid 50000 --gid 0 --home-dir /opt/sift/home --no-create-home --shell /usr/sbin/nologin sift \

@@ -295,6 +295,12 @@ class Supervisor:
         if time.monotonic() - self._kept_house_at < HOUSEKEEPING_S:
             return
         self._kept_house_at = time.monotonic()
+        try:
+            self._clean_up()
+        except OSError as error:  # a full disk, say; it is no reason to stop
+            log.warning("could not clean up: %s", error)
+
+    def _clean_up(self) -> None:
         rotate_logs(self._logs)
         keep_days = self._settings.keep_logs_days
         stamp = self._run / "cleaned"
