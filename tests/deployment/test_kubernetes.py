@@ -34,7 +34,9 @@ def rendered_template() -> dict[str, Any]:
     lines = [f"        - {{name: {item['name']}, value: {json.dumps(item['value'])}}}" for item in VALUES["env"]]
     text = re.sub(r"\{\{- range \.Values\.env \}\}\n.*\n\{\{- end \}\}", "\n".join(lines), VALUES["podTemplate"])
     text = text.replace('{{ include "airflow.fullname" . }}', "sift").replace("{{ .Release.Name }}", "sift")
-    text = text.replace('{{ include "worker.serviceAccountName" . }}', "sift-airflow-worker")
+    text = text.replace("{{ .Values.airflowHome }}", VALUES["airflowHome"])
+    # The chart's helper ends in `| quote`.
+    text = text.replace('{{ include "worker.serviceAccountName" . }}', '"sift-airflow-worker"')
     assert "{{" not in text
     return yaml.safe_load(text)
 
@@ -103,6 +105,26 @@ def test_the_template_has_only_fields_that_kubernetes_knows() -> None:
         known_fields_only(template, read)
 
 
+def test_what_the_chart_passes_on_has_only_fields_that_kubernetes_knows() -> None:
+    """The chart copies these parts of the values into its pods as they are."""
+    names = ("migrateDatabaseJob", "apiServer", "scheduler", "dagProcessor", "triggerer")
+    for part in (VALUES[name] for name in names):
+        container = {
+            "name": "any",
+            "env": part.get("env", []),
+            "resources": part["resources"],
+            "securityContext": part["securityContexts"]["container"],
+            "volumeMounts": VALUES["volumeMounts"],
+        }
+        security = part["securityContexts"]["pod"]
+        pod = {"spec": {"containers": [container], "securityContext": security, "volumes": VALUES["volumes"]}}
+        known_fields_only(pod, ApiClient().sanitize_for_serialization(as_model(pod, models.V1Pod)))
+    assert VALUES["securityContexts"] == {
+        "pod": VALUES["scheduler"]["securityContexts"]["pod"],
+        "containers": VALUES["scheduler"]["securityContexts"]["container"],
+    }
+
+
 def test_a_generating_pod_has_one_gpu_and_the_image_with_torch(tmp_path: Path) -> None:
     config, imported = executor_config(tmp_path, "KubernetesExecutor")
     assert imported
@@ -144,6 +166,26 @@ def test_no_pod_of_a_task_knows_metadata_or_keys() -> None:
     ):
         assert name not in text
     assert not any(re.search("PASSWORD|SECRET|KEY|TOKEN", item["name"]) for item in VALUES["env"])
+
+
+def test_a_pod_writes_to_its_own_airflow_home() -> None:
+    spec = rendered_template()["spec"]
+    environment = {item["name"]: item.get("value") for item in spec["containers"][0]["env"]}
+    assert environment["AIRFLOW_HOME"] == VALUES["airflowHome"]
+    assert environment["AIRFLOW__LOGGING__BASE_LOG_FOLDER"] == f"{VALUES['airflowHome']}/logs"
+    (mount,) = (item for item in spec["containers"][0]["volumeMounts"] if item["mountPath"] == VALUES["airflowHome"])
+    assert {"name": mount["name"], "emptyDir": {}} in spec["volumes"]
+    assert spec["serviceAccountName"] == "sift-airflow-worker"
+
+
+def test_no_process_calls_a_script_that_our_image_has_not() -> None:
+    """The chart's own probes call /entrypoint, and its log groomers /clean-logs, both of the image apache/airflow."""
+    jobs = {"scheduler": "SchedulerJob", "dagProcessor": "DagProcessorJob", "triggerer": "TriggererJob"}
+    for name, job in jobs.items():
+        assert VALUES[name]["logGroomerSidecar"] == {"enabled": False}
+        command = VALUES[name]["livenessProbe"]["command"]
+        assert command == ["airflow", "jobs", "check", "--local", "--job-type", job]
+    assert VALUES["scheduler"]["startupProbe"] == VALUES["scheduler"]["livenessProbe"]
 
 
 def test_the_images_are_those_of_the_compose_file() -> None:
