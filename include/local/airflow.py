@@ -151,6 +151,10 @@ class AirflowApi:
         """Let a DAG run."""
         self._request("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": False})
 
+    def pause(self, dag_id: str) -> None:
+        """Let a DAG start no more runs; what wakes it meanwhile is not kept."""
+        self._request("PATCH", f"/api/v2/dags/{dag_id}", json={"is_paused": True})
+
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         """Start a run and return its id.
 

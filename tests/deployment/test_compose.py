@@ -102,7 +102,7 @@ def test_every_setting_is_passed_on() -> None:
 
 def test_every_service_is_held_in_bounds() -> None:
     for name, service in SERVICES.items():
-        assert service["restart"] == ("unless-stopped" if name in LONG_RUNNING else "on-failure"), name
+        assert service["restart"] == ("unless-stopped" if name in LONG_RUNNING else "no"), name
         assert re.fullmatch(r"\d+[gm]", service["mem_limit"]) and service["pids_limit"] > 0, name
         assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"], name
         assert service["read_only"] is True and "/tmp" in service["tmpfs"], name
@@ -116,7 +116,8 @@ def test_every_service_is_held_in_bounds() -> None:
 def test_every_image_is_pinned_and_the_users_are_not_root() -> None:
     for name, service in SERVICES.items():
         if name in AIRFLOW:
-            assert service["build"]["target"] == ("gpu-worker" if name in GENERATING else "airflow")
+            assert service["image"].startswith("sift-gpu-worker:" if name in GENERATING else "sift-airflow:")
+            assert service["pull_policy"] == "never"  # made here
             assert "user" not in service  # the image's
         else:
             assert re.fullmatch(r"[\w./-]+:\d+\.\d+(\.\d+)?[\w.-]*", service["image"])
@@ -128,6 +129,20 @@ def test_ports_are_of_this_machine_only() -> None:
     assert published == {"api-server": ["${SIFT_BIND:-127.0.0.1}:8080:8080"]}
 
 
+def test_each_image_is_built_by_one_of_the_services_that_a_profile_starts() -> None:
+    building = {name: service["build"]["target"] for name, service in SERVICES.items() if "build" in service}
+    assert building == {"init": "airflow", "gpu-worker-0": "gpu-worker", "cpu-generate": "gpu-worker"}
+
+
+def test_what_workers_write_runs_nowhere_else() -> None:
+    for name in AIRFLOW:
+        mounted = [mount for mount in SERVICES[name]["volumes"] if mount.startswith("home:")]
+        writes = name in WORKERS
+        assert mounted == (["home:/opt/sift/home"] if writes else ["home:/opt/sift/home:ro"] if mounted else [])
+        assert environment(name)["PYTHONNOUSERSITE"] == "1"
+        assert environment(name)["HOME"] == ("/opt/sift/home" if writes else "/tmp")
+
+
 def test_volumes_survive_and_are_where_the_services_write() -> None:
     named = set(yaml.safe_load(FILE.read_text())["volumes"])
     used = {mount.split(":")[0] for service in SERVICES.values() for mount in service["volumes"]}
@@ -135,7 +150,8 @@ def test_volumes_survive_and_are_where_the_services_write() -> None:
     for name in AIRFLOW:
         places = {mount.split(":")[1] for mount in SERVICES[name]["volumes"]} | set(SERVICES[name]["tmpfs"])
         told = environment(name)
-        for variable in ("AIRFLOW_HOME", "SIFT_HOME", "HOME", "AIRFLOW__LOGGING__BASE_LOG_FOLDER", "HF_HOME"):
+        worker = ("SIFT_HOME", "HF_HOME") if name in WORKERS else ()
+        for variable in ("AIRFLOW_HOME", "HOME", "AIRFLOW__LOGGING__BASE_LOG_FOLDER", *worker):
             assert any(str(told[variable]).startswith(place) for place in places), variable
 
 
