@@ -95,6 +95,7 @@ class Cluster:
                 self.start(name)
         self._watching.start()
         self.wait_until_healthy()
+        wait_until(lambda: bool(self.api.list_dags()), "the DAG files to be read", 120)
 
     def down(self) -> None:
         """`docker compose down`: volumes stay."""
