@@ -29,6 +29,7 @@ from psycopg.conninfo import make_conninfo
 from include.local.airflow import AirflowApi
 from include.local.processes import start_process, stop_process
 from include.settings import PROJECT_ROOT
+from include.sources import RECIPES
 from include.storage.warehouse import Warehouse
 from tests.cluster.compose import Service, read_services, read_variables
 from tests.kills import wait_until
@@ -95,7 +96,8 @@ class Cluster:
                 self.start(name)
         self._watching.start()
         self.wait_until_healthy()
-        wait_until(lambda: bool(self.api.list_dags()), "the DAG files to be read", 120)
+        wanted = {"generate_and_publish", *(f"ingest_{source}" for source in RECIPES)}
+        wait_until(lambda: wanted <= {dag["dag_id"] for dag in self.api.list_dags()}, "the DAG files to be read", 120)
 
     def down(self) -> None:
         """`docker compose down`: volumes stay."""
