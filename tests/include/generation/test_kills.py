@@ -78,6 +78,7 @@ def progress(warehouse: Warehouse) -> dict[str, Any]:
     return row
 
 
+@pytest.mark.slow
 def test_killed_tasks(
     warehouse: Warehouse, settings: Settings, shard: dict[str, Any], record_property: Callable[[str, object], None]
 ) -> None:
@@ -118,6 +119,7 @@ def test_killed_tasks(
     assert (row["accepted"], row["rejected"]) == (accepted, len(after) - accepted)
 
 
+@pytest.mark.slow
 def test_killed_attempts_that_overlap(
     warehouse: Warehouse, settings: Settings, shard: dict[str, Any], record_property: Callable[[str, object], None]
 ) -> None:

@@ -542,6 +542,7 @@ def real_settings(small_model_dir: Path, **sampling: Any) -> Settings:
 CLIP = "<audio><meta>gender: female, emotion: happy</meta><text>the tomatoes are ripe</text></audio>"
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_a_real_server_reads_our_prompt_and_writes_what_our_own_engine_writes(
     real_server: LlmServer, small_model_dir: Path, make_prompt: Callable[..., Prompt]
@@ -583,6 +584,7 @@ def test_a_real_server_samples_by_our_settings_and_seed(
     assert len({text for [text] in texts}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.usefixtures("toy_corpus")
 def test_a_whole_run_on_a_real_server(warehouse: Warehouse, real_server: LlmServer, small_model_dir: Path) -> None:

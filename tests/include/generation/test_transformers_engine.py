@@ -156,6 +156,7 @@ def test_rows_that_have_ended_leave_the_batch(
     assert sum(sizes) <= 8 / 7 * sum(lengths) + len(sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_out_of_memory_halves_the_batch_and_goes_on(
     small_engine: TransformersEngine, make_prompt: MakePrompt, monkeypatch: pytest.MonkeyPatch

@@ -119,6 +119,7 @@ def test_nothing_is_replaced(saved: tuple[Path, dict[str, Any]], tmp_path: Path)
         make_backup(settings_of(tmp_path), folder)
 
 
+@pytest.mark.slow
 def test_a_backup_that_is_damaged_leaves_no_half_made_database(
     saved: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
