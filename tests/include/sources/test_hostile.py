@@ -184,6 +184,49 @@ def test_a_long_clip_among_short_ones_in_a_dictionary_is_read(tmp_path: Path) ->
     assert read.field("bytes").to_pylist() == clips
 
 
+def shared_beginnings(hub: Path, column: str, values: pa.Array) -> Path:
+    """A file in which each value of a column is told by what it shares with the one before it."""
+    return write_toy(
+        hub,
+        {column.partition(".")[0]: values},
+        rows=len(values),
+        use_dictionary=False,
+        column_encoding={column: "DELTA_BYTE_ARRAY"},
+        write_statistics=False,
+    )
+
+
+def test_values_that_share_their_beginning_are_read_piece_by_piece(tmp_path: Path) -> None:
+    rows = 130
+    file = shared_beginnings(tmp_path, "transcription", repeated("x" * MIB, rows).dictionary_decode())
+    assert file.stat().st_size < 10_000  # for 130 MiB
+    opened = reader_module._OpenedFile("toy", file.name, file.open("rb"))
+    sizes = [(len(batch), batch.nbytes) for batch in opened.batches([0], TOY)]
+    opened.close()
+    assert sum(count for count, _ in sizes) == rows
+    assert max(size for _, size in sizes) <= reader_module.MOST_BATCH_BYTES
+
+
+def test_texts_as_other_writers_code_them_are_read(tmp_path: Path) -> None:
+    texts = [f"Sentence number {number}." for number in range(5_000)]
+    shared_beginnings(tmp_path, "transcription", pa.array(texts))
+    assert read_all(tmp_path).column("transcription").to_pylist() == texts
+
+
+def test_clips_that_share_their_beginning_are_counted_as_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 20
+    clips = repeated(b"RIFF\0\0\0\0WAVE" + bytes(MIB), rows).dictionary_decode()
+    audio = pa.StructArray.from_arrays([clips, pa.array(["a.wav"] * rows)], ["bytes", "path"])
+    shared_beginnings(tmp_path, "audio.bytes", audio)
+    read = audio_reader(resolve_corpus(TOY, str(tmp_path)))
+    assert read("data/train-00000-of-00001.parquet", 0).equals(audio)
+    monkeypatch.setattr(reader_module, "MOST_ROW_GROUP_BYTES", 8 * MIB)
+    with pytest.raises(SourceError, match="MiB of audio, too much to read at once"):
+        read("data/train-00000-of-00001.parquet", 0)
+
+
 @pytest.mark.parametrize("at", range(4, 40, 3))
 def test_damaged_page_headers_are_errors_of_the_source(tmp_path: Path, at: int) -> None:
     file = write_toy(tmp_path, compression="none")
