@@ -116,6 +116,28 @@ def test_loads_that_were_never_merged_are_dropped_by_the_ingesting_role(granted:
         assert left.fetchall() == []
 
 
+def test_roles_are_granted_again_while_a_load_is_under_way(warehouse: Warehouse) -> None:
+    grant_roles(warehouse, PASSWORDS)
+    ingest, recipe = as_role(warehouse)("ingest"), RECIPES[SAMPLED[0]]
+    for run in ("1", "2"):  # the second one finds its partition
+        groups = resolve_revision(recipe, str(SAMPLES), ingest, run_id=run, force=True)
+        loaded = [load_group(recipe, group, ingest) for group in groups]
+        grant_roles(warehouse, PASSWORDS)
+        assert may(warehouse, "sift_ingest", f"staging.samples_{recipe.name}", "UPDATE") if run == "2" else True
+        assert merge_groups(recipe, loaded, ingest)["read"]
+
+
+def test_a_load_with_another_table_s_name_is_granted_nothing(granted: Warehouse) -> None:
+    with as_role(granted)("ingest").connection() as connection:
+        connection.execute(
+            "insert into staging.incoming_loads (load_id, source, incoming)"
+            " values ('1', 'toy', 'samples'), ('2', 'toy', 'rejects'), ('3', 'toy', 'samples to sift_ingest; --')"
+        )
+    grant_roles(granted, PASSWORDS)
+    assert not may(granted, "sift_ingest", "staging.samples", "DELETE")
+    assert not may(granted, "sift_ingest", "staging.rejects", "UPDATE")
+
+
 def relations(warehouse: Warehouse) -> list[str]:
     with warehouse.connection() as connection:
         rows = connection.execute(
