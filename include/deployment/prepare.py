@@ -16,11 +16,12 @@ from include.deployment.secrets import InitSecrets
 from include.settings import get_settings
 from include.storage.databases import (
     ensure_database,
+    ensure_owner,
     ensure_user,
     prepared_alone,
     superuser_conninfo,
 )
-from include.storage.roles import grant_roles
+from include.storage.roles import OWNER, as_owner, grant_roles, take_over
 from include.storage.warehouse import Warehouse
 
 log = logging.getLogger(__name__)
@@ -47,10 +48,12 @@ def prepare() -> None:
         ):
             ensure_user(server, name, password.get_secret_value())
             ensure_database(server, name, owner=name)
-        ensure_database(server, "sift")
+        ensure_owner(server, OWNER)
+        ensure_database(server, "sift", owner=OWNER)
         log.info("the warehouse and its roles")
         warehouse = Warehouse(superuser_conninfo("sift"))
-        warehouse.migrate()
+        take_over(warehouse)
+        Warehouse(as_owner(warehouse.conninfo)).migrate()
         grant_roles(warehouse, passwords.warehouse_passwords)
         log.info("Airflow's metadata")
         if code := subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], check=False).returncode:

@@ -2,13 +2,14 @@
 
 A task that fails for good is announced by its own process. One that was killed cannot do that any more, so each run
 that fails is announced too, by the DAG processor. What is sent holds no secrets and no rows: an error speaks for itself
-only where its words are ours, of any other the class is named, since libraries quote the data that they choke on.
+only where its words are ours, and up to where it repeats another's; of any other the class is named, since libraries
+quote the data that they choke on.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -70,14 +71,31 @@ def _run_url(dag_id: str, run_id: str) -> str:
 
 
 def _first_line(error: object) -> str:
-    """What may be told of an error: our own words, or its class alone."""
+    """What may be told of an error: our own words, as far as they go, or its class alone."""
     if not isinstance(error, BaseException):
         return "it ended without an error of its own"
-    name = type(error).__name__
-    if not type(error).__module__.startswith("include."):
-        return f"{name}; the log says more"
-    first = (str(error).splitlines() or [""])[0]
-    return f"{name}: {first}"[:_MOST_CHARACTERS]
+    ours = str(error) if _is_ours(error) else ""
+    whole = bool(ours)
+    for cause in _causes(error):
+        if not _is_ours(cause):
+            # What is not repeated word for word may be repeated otherwise.
+            ours = ours.partition(str(cause))[0] if str(cause) in ours and str(cause) else ""
+            whole = False
+    first = (ours.splitlines() or [""])[0]
+    told = f"{type(error).__name__}: {first}".rstrip(" :(")[:_MOST_CHARACTERS]
+    return told if whole else f"{told}; the log says more"
+
+
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__.startswith("include.")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """What led to an error, but for what it was raised in spite of (`from None`): there it has words of its own."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        yield cause
+        yield from _causes(cause)
 
 
 def _post(body: dict[str, Any]) -> None:

@@ -23,9 +23,19 @@ MOST_CHUNK_VALUES = 20_000_000
 _HOLE_BYTES = 8_192
 _RANGE_BYTES = 32 << 20
 
-# Parquet's numbers: dictionary coding (old and new), and where a header says what.
+# Parquet's numbers: where a page's header says what, and by the page's type where it says the rest. An index page is
+# written by nobody.
+_TYPE, _UNPACKED, _STORED = 1, 2, 3
+_DICTIONARY = 2
+_FIELDS = {0: 5, _DICTIONARY: 7, 3: 8}  # of a data page, a dictionary, a data page of version 2
+_COUNT = 1
+_CODING = {0: 2, 3: 4}
+# How values may be coded. By a dictionary (old and new), and as the length of the beginning that a value shares with
+# the one before it, and the rest: these say much in few bytes. The latter (DELTA_BYTE_ARRAY) is what parquet-mr and
+# arrow-rs write texts in when they are told to write version 2.
 _DICTIONARY_CODED = (2, 8)
-_UNPACKED, _STORED, _DATA, _DICTIONARY, _DATA_2 = 2, 3, 5, 7, 8
+_SHARED_BEGINNINGS = 7
+_OTHER_CODINGS = (0, 3, 4, 5, 6, 9)
 # Codecs that Arrow knows by the same name.
 _CODECS = ("SNAPPY", "GZIP", "ZSTD", "BROTLI")
 
@@ -34,6 +44,7 @@ _BOOLEANS, _INTEGERS, _BINARY, _STRUCT = (1, 2), (4, 5, 6), 8, 12
 _SIZES = {3: 1, 7: 8}  # byte and double
 _VARINT_BITS = 70
 _DEEPEST = 4  # a header holds a page's header, which holds statistics
+_LAST_FIELD = 32_767
 
 
 class UnsafePagesError(ValueError):
@@ -63,11 +74,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Repeated:
-    """What decoding a chunk may add to the size of its pages: values that refer to its dictionary.
+    """What decoding a chunk may add to the size of its pages: values that refer to its dictionary or to each other.
 
     Attributes:
         values: How many do.
-        entry_bytes: Bytes that each may become.
+        entry_bytes: Bytes that each may become. A value that shares its beginning with those before it has at most the
+            bytes of its page, so this is far above what sound files hold: they are read in small pieces.
     """
 
     values: int = 0
@@ -165,19 +177,19 @@ def check_pages(chunk: Chunk, data: memoryview, most_bytes: int, small_entry: in
     """
     if len(data) != chunk.length:
         raise UnsafePagesError(f"column {chunk.name!r} does not lie where the footer says")
-    size = values = coded = at = 0
+    size = values = repeated = largest = at = 0
     dictionary: tuple[memoryview, int] | None = None
     while at < len(data):
         try:
             header, at = _struct(data, at)
-            unpacked, stored = header[_UNPACKED], header[_STORED]
-            page = header.get(_DATA) or header.get(_DATA_2) or header.get(_DICTIONARY) or {1: 0}
-            count = page[1]
-            coding = header[_DATA][2] if _DATA in header else header[_DATA_2][4] if _DATA_2 in header else None
+            kind, unpacked, stored = header[_TYPE], header[_UNPACKED], header[_STORED]
+            page = header[_FIELDS[kind]]
+            count, coding = page[_COUNT], page[_CODING[kind]] if kind in _CODING else None
+            begin, at = at, at + stored
+            fits = min(unpacked, stored, count) >= 0 and at <= len(data)
         except (IndexError, KeyError, TypeError):
             raise UnsafePagesError(f"column {chunk.name!r} has a damaged page header") from None
-        begin, at = at, at + stored
-        if min(unpacked, stored, count) < 0 or at > len(data):
+        if not fits:
             raise UnsafePagesError(f"column {chunk.name!r} has a page that does not fit its place")
         size += unpacked
         if size > most_bytes:
@@ -189,18 +201,23 @@ def check_pages(chunk: Chunk, data: memoryview, most_bytes: int, small_entry: in
             raise UnsafePagesError(
                 f"column {chunk.name!r} holds more than {MOST_CHUNK_VALUES:,} values in one row group"
             )
-        if _DICTIONARY in header:
+        if kind == _DICTIONARY:
             dictionary = data[begin:at], unpacked
         elif coding in _DICTIONARY_CODED:
-            coded += count
+            repeated += count
+        elif coding == _SHARED_BEGINNINGS:
+            repeated += count
+            largest = max(largest, unpacked)
+        elif coding not in _OTHER_CODINGS:
+            raise UnsafePagesError(f"column {chunk.name!r} holds values in a coding that nobody knows ({coding})")
     # Not every writer counts the headers: there is room for them.
     if size > chunk.declared + len(data):
         raise UnsafePagesError(
             f"column {chunk.name!r} decompresses to {size:,} bytes where the footer says {chunk.declared:,}"
         )
-    if dictionary is None:
-        return Repeated()
-    return Repeated(coded, _largest_entry(chunk, *dictionary, small_entry or most_bytes // max(coded, 1)))
+    if dictionary is not None:
+        largest = max(largest, _largest_entry(chunk, *dictionary, small_entry or most_bytes // max(repeated, 1)))
+    return Repeated(repeated, largest)
 
 
 def _largest_entry(chunk: Chunk, page: memoryview, unpacked: int, small_entry: int) -> int:
@@ -222,7 +239,10 @@ def _largest_entry(chunk: Chunk, page: memoryview, unpacked: int, small_entry: i
 
 
 def _struct(data: memoryview, at: int, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """A Thrift struct as field number -> integer, nested struct or None (whatever else), and where it ends."""
+    """A Thrift struct as field number -> integer, nested struct or None (whatever else), and where it ends.
+
+    Whatever another reader could take for another field, or another of two values, is an IndexError.
+    """
     if depth > _DEEPEST:
         raise IndexError
     fields: dict[int, Any] = {}
@@ -234,6 +254,8 @@ def _struct(data: memoryview, at: int, depth: int = 0) -> tuple[dict[int, Any], 
             number += step
         else:
             number, at = _integer(data, at)
+        if number in fields or not 0 < number <= _LAST_FIELD:
+            raise IndexError
         fields[number], at = _value(data, at, kind, depth)
     return fields, at + 1
 

@@ -32,6 +32,7 @@ from include.sources.recipe import MOST_LABEL_BYTES, ColumnKind, SourceRecipe
 log = logging.getLogger(__name__)
 
 _LARGEST_NUMBER = 12  # bytes, of Parquet's types
+_LARGEST_FIXED = 32  # bytes, of a decimal; what is null is as long in memory
 HF_PREFIX = "hf://datasets"
 BATCH_ROWS = 65_536
 FOOTER_THREADS = 8
@@ -498,7 +499,8 @@ class _OpenedFile:
     def clips(self, group: int, column: str) -> pa.StructArray:
         """Return the N clips of a row group as struct{bytes, path}."""
         chunks = self._chunks(group, [f"{column}.bytes", f"{column}.path"])
-        self._refuse_larger(sum(chunk.declared for chunk in chunks), group, "of audio", MOST_ROW_GROUP_BYTES)
+        size = sum(max(chunk.declared, chunk.length) for chunk in chunks)
+        self._refuse_larger(size, group, "of audio", MOST_ROW_GROUP_BYTES)
         repeated = self._file.fetch(chunks, MOST_ROW_GROUP_BYTES)
         columns = [chunk.name for chunk in chunks]
         if sum(each.values * each.entry_bytes for each in repeated) <= MOST_ROW_GROUP_BYTES:
@@ -535,8 +537,13 @@ class _OpenedFile:
                 if min(start, *sizes) < 0:
                     raise SourceError(f"{self._source}: {self._path} has a damaged footer. Fetch it again")
                 width = None if column.physical_type == "BYTE_ARRAY" else _LARGEST_NUMBER
-                if column.physical_type == "FIXED_LEN_BYTE_ARRAY":  # no value is larger than the pages
-                    width = column.total_uncompressed_size
+                if column.physical_type == "FIXED_LEN_BYTE_ARRAY":
+                    width = self.parquet.schema.column(index).length
+                    if width > _LARGEST_FIXED:
+                        raise SourceError(
+                            f"{self._source}: {self._path} gives each value of column {column.path_in_schema!r}, "
+                            f"nulls too, {width:,} bytes. Have it written without fixed lengths, or leave it out"
+                        )
                 found.append(Chunk(column.path_in_schema, start, *sizes, column.compression, width))
         return found
 

@@ -76,17 +76,22 @@ def ensure_user(connection: Connection, name: str, password: str) -> None:
     )
 
 
-def ensure_database(connection: Connection, name: str, owner: str | None = None) -> None:
+def ensure_owner(connection: Connection, name: str) -> None:
+    """Make a role that owns things and cannot log in."""
+    if not connection.execute("select 1 from pg_roles where rolname = %s", [name]).fetchone():
+        connection.execute(sql.SQL("create role {} nologin").format(sql.Identifier(name)))
+
+
+def ensure_database(connection: Connection, name: str, owner: str) -> None:
     """Make a database that only its owner, the superuser and whoever is granted it may connect to.
 
     Args:
         connection: The superuser's, to any database of the server.
         name: Of the database.
-        owner: A user there is; None for the superuser.
+        owner: A role there is.
     """
     database = sql.Identifier(name)
     if not connection.execute("select 1 from pg_database where datname = %s", [name]).fetchone():
         connection.execute(sql.SQL("create database {}").format(database))
-    if owner:
-        connection.execute(sql.SQL("alter database {} owner to {}").format(database, sql.Identifier(owner)))
+    connection.execute(sql.SQL("alter database {} owner to {}").format(database, sql.Identifier(owner)))
     connection.execute(sql.SQL("revoke all on database {} from public").format(database))

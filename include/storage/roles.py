@@ -10,13 +10,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from include.storage.warehouse import Warehouse, statement
 
 ROLES = ("sift_ingest", "sift_generate", "sift_publish", "sift_console")
 """Names of the login roles: "sift_" and what the connection `warehouse_<role>` is called by."""
 
+OWNER = "sift"
+"""Owns the warehouse of a deployment, whose functions act in this name, and cannot log in: no superuser's rights are
+behind a function that a task may call."""
+
 _GRANTS = ("grant_ingest", "grant_generate", "grant_publish", "grant_console")
+
+
+def as_owner(conninfo: str) -> str:
+    """Return a superuser's connection string as one that has the rights of OWNER, and makes things in that name."""
+    return make_conninfo(conninfo, options=f"-c role={OWNER}")
+
+
+def take_over(warehouse: Warehouse) -> None:
+    """Make OWNER own all of the warehouse that somebody else does.
+
+    Args:
+        warehouse: As the superuser; it may be empty.
+    """
+    with warehouse.transaction() as connection:
+        connection.execute(statement("take_over"))
 
 
 def grant_roles(warehouse: Warehouse, passwords: Mapping[str, str]) -> None:
@@ -26,7 +46,7 @@ def grant_roles(warehouse: Warehouse, passwords: Mapping[str, str]) -> None:
     passwords as SCRAM verifiers only.
 
     Args:
-        warehouse: Migrated, by its owner, who may also make roles.
+        warehouse: Migrated; as its owner, if he may make roles, or as a superuser.
         passwords: Name of each of ROLES -> its password.
 
     Raises:

@@ -120,6 +120,32 @@ def test_no_password_is_in_the_log_of_statements(deployment: Deployment) -> None
         assert PASSWORDS[variable] not in log
 
 
+def superusers_things(server: PasswordServer) -> list[str]:
+    """What of the warehouse a superuser owns."""
+    with server.superuser("sift") as connection:
+        rows = connection.execute(
+            "select 'database ' || datname, datdba from pg_database where datname = 'sift' "
+            "union all select 'schema ' || nspname, nspowner from pg_namespace where nspname = any(%(ours)s) "
+            "union all select 'relation ' || oid::regclass, relowner from pg_class"
+            "   where relnamespace::regnamespace::text = any(%(ours)s) or relname = 'warehouse_version' "
+            "union all select 'function ' || oid::regprocedure, proowner from pg_proc"
+            "   where pronamespace::regnamespace::text = any(%(ours)s)",
+            {"ours": ["staging", "generation", "publish"]},
+        ).fetchall()
+        superusers = {row[0] for row in connection.execute("select oid from pg_roles where rolsuper")}
+    assert len(rows) > 20
+    return [what for what, owner in rows if owner in superusers]
+
+
+def test_no_superuser_owns_anything_of_the_warehouse(deployment: Deployment) -> None:
+    assert superusers_things(deployment.server) == []
+    with deployment.server.superuser() as connection:
+        assert connection.execute("select rolcanlogin, rolsuper from pg_roles where rolname = 'sift'").fetchone() == (
+            False,
+            False,
+        )
+
+
 def test_a_second_call_changes_what_is_new_only(deployment: Deployment) -> None:
     from werkzeug.security import check_password_hash
 
@@ -128,9 +154,13 @@ def test_a_second_call_changes_what_is_new_only(deployment: Deployment) -> None:
 
     before = admin()
     assert check_password_hash(before, PASSWORDS["ADMIN_PASSWORD"])
+    with deployment.server.superuser("sift") as connection:  # as if restored from a server without that owner
+        connection.execute("alter function staging.create_partition owner to postgres")
+        connection.execute("alter table staging.samples owner to postgres")
     changed = {"CELERY_DB_PASSWORD": "second-celery", "ADMIN_PASSWORD": "second-admin", "SIFT_GPUS": "0"}
     code, output = deployment.prepare(**changed)
     assert code == 0, output
+    assert superusers_things(deployment.server) == []
     assert check_password_hash(admin(), "second-admin")
     assert deployment.metadata("select slots from slot_pool where pool = 'gpu'") == [(1,)]
     assert can_connect(deployment.server, "celery", "second-celery", "celery")

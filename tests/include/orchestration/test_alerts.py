@@ -24,8 +24,23 @@ ti = SimpleNamespace(dag_id="generate_and_publish", run_id="manual__2026-01-01T0
     task_id="sift_s.generate", try_number=6)
 class SourceError(BadInputError): ...
 SourceError.__module__ = "include.sources.reader"
-errors = {"ours": SourceError("no column 'text'\\nmore"), "foreign": ValueError("the transcript of a person"),
-    "none": None}
+class UnsafePagesError(ValueError): ...
+UnsafePagesError.__module__ = "include.sources.pages"
+def raised(error, cause):
+    try:
+        raise error from cause
+    except Exception as caught:
+        return caught
+said = "the transcript of a person\\nof two lines"
+foreign = ValueError(said)
+unsafe = UnsafePagesError("column 'text' is too large")
+unsafe.__context__, unsafe.__suppress_context__ = foreign, True
+errors = {"ours": SourceError("no column 'text'\\nmore"), "foreign": foreign, "none": None,
+    "wrapped": raised(SourceError(f"toy: cannot read a.parquet at 123: {said}"), foreign),
+    "wrapped twice": raised(SourceError(f"toy: {said}"), raised(SourceError(said), foreign)),
+    "wrapped otherwise": raised(SourceError("toy: the transcript"), foreign),
+    "wrapped silent": raised(SourceError("toy: the transcript"), TimeoutError()),
+    "ours from ours": raised(SourceError(f"toy: {unsafe}"), unsafe)}
 run = {"dag": SimpleNamespace(dag_id=ti.dag_id), "run_id": ti.run_id}
 started = time.monotonic()
 for what in sys.argv[1:]:
@@ -83,6 +98,19 @@ def test_words_that_are_not_ours_are_not_sent(tmp_path: Path) -> None:
     assert [body["error"] for body in bodies] == [
         "ValueError; the log says more",
         "it ended without an error of its own",
+    ]
+    assert "transcript" not in json.dumps(bodies)
+
+
+def test_words_that_are_not_ours_are_not_sent_by_errors_that_repeat_them(tmp_path: Path) -> None:
+    with webhook() as (url, bodies):
+        tell(tmp_path, url, "wrapped", "wrapped twice", "wrapped otherwise", "wrapped silent", "ours from ours")
+    assert [body["error"] for body in bodies] == [
+        "SourceError: toy: cannot read a.parquet at 123; the log says more",
+        "SourceError: toy; the log says more",
+        "SourceError; the log says more",
+        "SourceError; the log says more",
+        "SourceError: toy: column 'text' is too large",
     ]
     assert "transcript" not in json.dumps(bodies)
 

@@ -19,7 +19,7 @@ from include.sources.recipe import MOST_KEY_BYTES, MOST_LABEL_BYTES, MOST_TEXT_B
 from include.storage.staging import list_unmapped
 from include.storage.warehouse import Warehouse
 from tests.include.sources.corpus_files import TOY, TOY_SCHEMA, toy_row, write_corpus
-from tests.include.sources.hostile_files import MIB, peak_mib, repeated, varint, write_toy
+from tests.include.sources.hostile_files import MIB, peak_mib, repeated, rewritten, varint, write_toy
 
 MOST_MIB = 1024
 """What reading any file may take: several times the limits of the reader, far below what the files stand for."""
@@ -182,6 +182,75 @@ def test_a_long_clip_among_short_ones_in_a_dictionary_is_read(tmp_path: Path) ->
     write_corpus(tmp_path, rows, row_group_size=500)
     read = audio_reader(resolve_corpus(TOY, str(tmp_path)))("data/train-00000-of-00001.parquet", 0)
     assert read.field("bytes").to_pylist() == clips
+
+
+def shared_beginnings(hub: Path, column: str, values: pa.Array) -> Path:
+    """A file in which each value of a column is told by what it shares with the one before it."""
+    return write_toy(
+        hub,
+        {column.partition(".")[0]: values},
+        rows=len(values),
+        use_dictionary=False,
+        column_encoding={column: "DELTA_BYTE_ARRAY"},
+        write_statistics=False,
+    )
+
+
+def test_values_that_share_their_beginning_are_read_piece_by_piece(tmp_path: Path) -> None:
+    rows = 130
+    file = shared_beginnings(tmp_path, "transcription", repeated("x" * MIB, rows).dictionary_decode())
+    assert file.stat().st_size < 10_000  # for 130 MiB
+    opened = reader_module._OpenedFile("toy", file.name, file.open("rb"))
+    sizes = [(len(batch), batch.nbytes) for batch in opened.batches([0], TOY)]
+    opened.close()
+    assert sum(count for count, _ in sizes) == rows
+    assert max(size for _, size in sizes) <= reader_module.MOST_BATCH_BYTES
+
+
+def test_texts_as_other_writers_code_them_are_read(tmp_path: Path) -> None:
+    texts = [f"Sentence number {number}." for number in range(5_000)]
+    shared_beginnings(tmp_path, "transcription", pa.array(texts))
+    assert read_all(tmp_path).column("transcription").to_pylist() == texts
+
+
+def test_clips_that_share_their_beginning_are_counted_as_they_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 20
+    clips = repeated(b"RIFF\0\0\0\0WAVE" + bytes(MIB), rows).dictionary_decode()
+    audio = pa.StructArray.from_arrays([clips, pa.array(["a.wav"] * rows)], ["bytes", "path"])
+    shared_beginnings(tmp_path, "audio.bytes", audio)
+    read = audio_reader(resolve_corpus(TOY, str(tmp_path)))
+    assert read("data/train-00000-of-00001.parquet", 0).equals(audio)
+    monkeypatch.setattr(reader_module, "MOST_ROW_GROUP_BYTES", 8 * MIB)
+    with pytest.raises(SourceError, match="MiB of audio, too much to read at once"):
+        read("data/train-00000-of-00001.parquet", 0)
+
+
+def test_clips_are_not_fetched_if_they_are_stored_in_more_bytes_than_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [toy_row(0, audio={"bytes": b"RIFF\0\0\0\0WAVE" + bytes(2 * MIB), "path": "0.wav"})]
+    table = pa.Table.from_pylist(rows, schema=TOY_SCHEMA)
+    file = write_toy(tmp_path, {"audio": table.column("audio")}, rows=1, compression="none", use_dictionary=False)
+    size = varint(pq.read_metadata(file).row_group(0).column(1).total_uncompressed_size)
+    small = varint(1 << 20)[:-1] + b"\x01"  # as long as the number in its place
+    assert len(small) == len(size)
+    rewritten(file, b"\x16" + size + b"\x16" + size, b"\x16" + small + b"\x16" + size)  # unpacked, as stored
+    monkeypatch.setattr(reader_module, "MOST_ROW_GROUP_BYTES", 3 * MIB // 2)
+    monkeypatch.setattr(reader_module.CheckedFile, "fetch", lambda *_: pytest.fail("it was fetched"))
+    with pytest.raises(SourceError, match="holds 2 MiB of audio, too much to read at once"):
+        audio_reader(resolve_corpus(TOY, str(tmp_path)))("data/train-00000-of-00001.parquet", 0)
+
+
+def test_clips_of_a_fixed_length_are_refused(tmp_path: Path) -> None:
+    rows = 300
+    clips = pa.nulls(rows, pa.binary(MIB))
+    audio = pa.StructArray.from_arrays([clips, pa.array(["a.wav"] * rows)], ["bytes", "path"])
+    file = write_toy(tmp_path, {"audio": audio}, rows=rows)
+    assert file.stat().st_size < 10_000  # for 300 MiB
+    with pytest.raises(SourceError, match=r"each value of column 'audio.bytes', nulls too, 1,048,576 bytes"):
+        audio_reader(resolve_corpus(TOY, str(tmp_path)))("data/train-00000-of-00001.parquet", 0)
 
 
 @pytest.mark.parametrize("at", range(4, 40, 3))

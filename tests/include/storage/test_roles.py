@@ -21,8 +21,9 @@ from include.publish.promotion import publish_release
 from include.settings import Settings
 from include.sources import RECIPES
 from include.storage.console import kept_coverage, list_label_counts, read_only, verdict_history
+from include.storage.databases import ensure_database, ensure_owner
 from include.storage.releases import list_releases
-from include.storage.roles import ROLES, grant_roles
+from include.storage.roles import OWNER, ROLES, as_owner, grant_roles, take_over
 from include.storage.warehouse import Warehouse
 from tests.conftest import SAMPLED, SAMPLES
 from tests.filled import FAULTS
@@ -30,6 +31,14 @@ from tests.include.publish.steps import EVERYTHING, default_target
 
 PASSWORDS = {role: f"canary-{role}-5eb1" for role in ROLES}
 WRITES = ("INSERT", "UPDATE", "DELETE", "TRUNCATE", "REFERENCES", "TRIGGER", "MAINTAIN")
+
+OWNERS = """
+with ours as (select * from pg_namespace where nspname in ('staging', 'generation', 'publish'))
+select relowner::regrole::text as owner from pg_class where relnamespace in (select oid from ours)
+    or oid = 'warehouse_version'::regclass
+union select proowner::regrole::text from pg_proc where pronamespace in (select oid from ours)
+union select nspowner::regrole::text from ours
+"""
 
 REFUSED = (psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectNotInPrerequisiteState)  # the second: a view
 
@@ -114,6 +123,28 @@ def test_loads_that_were_never_merged_are_dropped_by_the_ingesting_role(granted:
             "select to_regclass(format('staging.%I', relname)) from pg_class where relname ~ '^incoming_[0-9a-f]+$'"
         )
         assert left.fetchall() == []
+
+
+def test_roles_are_granted_again_while_a_load_is_under_way(warehouse: Warehouse) -> None:
+    grant_roles(warehouse, PASSWORDS)
+    ingest, recipe = as_role(warehouse)("ingest"), RECIPES[SAMPLED[0]]
+    for run in ("1", "2"):  # the second one finds its partition
+        groups = resolve_revision(recipe, str(SAMPLES), ingest, run_id=run, force=True)
+        loaded = [load_group(recipe, group, ingest) for group in groups]
+        grant_roles(warehouse, PASSWORDS)
+        assert may(warehouse, "sift_ingest", f"staging.samples_{recipe.name}", "UPDATE") if run == "2" else True
+        assert merge_groups(recipe, loaded, ingest)["read"]
+
+
+def test_a_load_with_another_table_s_name_is_granted_nothing(granted: Warehouse) -> None:
+    with as_role(granted)("ingest").connection() as connection:
+        connection.execute(
+            "insert into staging.incoming_loads (load_id, source, incoming)"
+            " values ('1', 'toy', 'samples'), ('2', 'toy', 'rejects'), ('3', 'toy', 'samples to sift_ingest; --')"
+        )
+    grant_roles(granted, PASSWORDS)
+    assert not may(granted, "sift_ingest", "staging.samples", "DELETE")
+    assert not may(granted, "sift_ingest", "staging.rejects", "UPDATE")
 
 
 def relations(warehouse: Warehouse) -> list[str]:
@@ -287,6 +318,47 @@ def test_an_owner_who_is_no_superuser_grants_and_grants_again(
     groups = resolve_revision(recipe, settings.hub, ingest, run_id="1")
     assert merge_groups(recipe, [load_group(recipe, group, ingest) for group in groups], ingest)["staged"]
     count_samples(recipe, list(MODES), settings.max_attempts, ingest)
+
+
+def owners(warehouse: Warehouse) -> set[str]:
+    """Who owns anything in the warehouse."""
+    with warehouse.connection() as connection:
+        rows = connection.execute(OWNERS).fetchall()
+    return {row["owner"] for row in rows}
+
+
+def test_an_owner_who_cannot_log_in_owns_what_is_migrated_and_what_loads_make(postgres: PostgresServer) -> None:
+    name = f"test_{uuid4().hex}"
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as server:
+        for _ in range(2):
+            ensure_owner(server, OWNER)
+            ensure_database(server, name, owner=OWNER)
+        superuser = Warehouse(postgres.conninfo(name))
+        for _ in range(2):
+            take_over(superuser)
+            Warehouse(as_owner(superuser.conninfo)).migrate()
+            grant_roles(superuser, PASSWORDS)
+        recipe, ingest = RECIPES[SAMPLED[0]], as_role(superuser)("ingest")
+        groups = resolve_revision(recipe, str(SAMPLES), ingest, run_id="1")
+        loaded = [load_group(recipe, group, ingest) for group in groups]
+        assert owners(superuser) == {OWNER}
+        assert merge_groups(recipe, loaded, ingest)["staged"]
+        assert owners(superuser) == {OWNER}
+        server.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+
+def test_the_owner_takes_over_what_a_superuser_has_made(granted: Warehouse, postgres: PostgresServer) -> None:
+    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as server:
+        ensure_owner(server, OWNER)
+        ensure_database(server, str(psycopg.conninfo.conninfo_to_dict(granted.conninfo)["dbname"]), owner=OWNER)
+    assert owners(granted) == {"postgres"}
+    take_over(granted)
+    assert owners(granted) == {OWNER}
+    Warehouse(as_owner(granted.conninfo)).migrate()
+    grant_roles(granted, PASSWORDS)
+    recipe, ingest = RECIPES[SAMPLED[0]], as_role(granted)("ingest")
+    groups = resolve_revision(recipe, str(SAMPLES), ingest, run_id="2", force=True)
+    assert merge_groups(recipe, [load_group(recipe, group, ingest) for group in groups], ingest)["read"]
 
 
 def test_granting_again_takes_away_what_was_granted_besides(granted: Warehouse) -> None:
