@@ -49,6 +49,7 @@ class Cluster:
         gpus: Given to `./sift secrets`.
         settings: Lines of `.env` besides, as a user writes them.
         environment: Variables of all processes that no container would have (what a test needs).
+        worker_environment: More of them, of the workers.
 
     Attributes:
         variables: What `.env` holds, secrets included.
@@ -63,12 +64,14 @@ class Cluster:
         gpus: int,
         settings: Mapping[str, str],
         environment: Mapping[str, str] | None = None,
+        worker_environment: Mapping[str, str] | None = None,
     ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         root.chmod(0o755)  # PostgreSQL runs as another user when we are root
         self.root = root
         self.home = root / "home"
         self._environment = dict(environment or {})
+        self._worker_environment = dict(worker_environment or {})
         env_file = root / ".env"
         env_file.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         secrets = [sys.executable, "-m", "include.cli", "secrets", "--file", str(env_file), "--gpus", str(gpus)]
@@ -268,6 +271,7 @@ class Cluster:
             "CUDA_VISIBLE_DEVICES": ",".join(service.devices),
             "HF_HUB_OFFLINE": "1",
             **self._environment,
+            **(self._worker_environment if "worker" in service.name else {}),
         }
 
     def _here(self, text: str) -> str:

@@ -1,11 +1,9 @@
-"""Faults of a deployment that asks a model server: the server goes away, and midnight comes while it is asked.
-
-Its clock is libfaketime's (Debian's package `libfaketime`), so that midnight comes when it is wanted.
-"""
+"""Faults of a deployment that asks a model server: the server goes away, and midnight comes while it is asked."""
 
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -19,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from include.generation.fake import plausible_text
 from include.modes import MODES
 from include.schema import Prompt
+from include.settings import PROJECT_ROOT
 from include.storage.warehouse import Warehouse
-from tests.cluster.cluster import running
+from tests.cluster.cluster import Cluster, running
 from tests.cluster.drill import GENERATE, Drill, Outcome
 from tests.include.generation.byte_tokenizer import save_byte_tokenizer
 from tests.include.generation.llm_server import Fault, Request, ServerState, running_server
@@ -38,29 +37,38 @@ DATED_TEMPLATE = (
 )
 DATE = re.compile(r"Today Date: (\d\d \w+ \d{4})")
 USER = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
-# libfaketime looks at its file as often as this.
-CLOCK_CACHE_S = 10
+# Python imports it at the start of each process that has its folder in PYTHONPATH.
+MOVE_THE_CLOCK = """
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import time_machine
+
+offset = timedelta(seconds=float(Path(__file__).with_name("offset").read_text()))
+time_machine.travel(datetime.now(UTC) + offset, tick=True).start()
+"""
 
 
-class Clock:
-    """The deployment's clock."""
+class WorkersClock:
+    """The clock of the workers, where prompts are made and rendered; it is moved when a worker starts."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        (folder / "sitecustomize.py").write_text(MOVE_THE_CLOCK)
+        (folder / "offset").write_text("0")
+        self.environment = {"PYTHONPATH": f"{folder}:{PROJECT_ROOT}"}
         self.midnight = 0.0  # by time.monotonic()
-        self.set_before_midnight(timedelta(minutes=8))
 
-    def set_before_midnight(self, before: timedelta) -> None:
-        """Let the next midnight, UTC, come after so much time."""
+    def set_before_midnight(self, cluster: Cluster, before: timedelta) -> None:
+        """Start the workers again, with a clock by which it is midnight, UTC, after so much time."""
         now = datetime.now(UTC)
         tomorrow = datetime(now.year, now.month, now.day, tzinfo=UTC) + timedelta(days=1)
-        offset = (tomorrow - before) - now
-        self._file.write_text(f"{offset.total_seconds():+.0f}\n")
+        (self._folder / "offset").write_text(str((tomorrow - before - now).total_seconds()))
         self.midnight = time.monotonic() + before.total_seconds()
-
-    def environment(self, library: Path) -> dict[str, str]:
-        # The monotonic clock moves along: left as it is, Python's sleep fails (libfaketime 0.9.10).
-        return {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(self._file)}
+        for name in cluster.services:
+            if "worker" in name:
+                cluster.stop(name, signal.SIGKILL)
+                cluster.start(name)
 
 
 class ModelServer:
@@ -106,15 +114,12 @@ def answer(request: Request) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def clock(tmp_path_factory: pytest.TempPathFactory) -> Clock:
-    return Clock(tmp_path_factory.mktemp("clock") / "offset")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> WorkersClock:
+    return WorkersClock(tmp_path_factory.mktemp("clock"))
 
 
 @pytest.fixture(scope="module")
-def drill(tmp_path_factory: pytest.TempPathFactory, server: ModelServer, clock: Clock) -> Iterator[Drill]:
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-    if library is None:
-        pytest.skip("needs libfaketime: apt-get install libfaketime")
+def drill(tmp_path_factory: pytest.TempPathFactory, server: ModelServer, clock: WorkersClock) -> Iterator[Drill]:
     root = tmp_path_factory.mktemp("served")
     settings = {
         "SIFT_HUB": str(root / "hub"),
@@ -125,9 +130,7 @@ def drill(tmp_path_factory: pytest.TempPathFactory, server: ModelServer, clock: 
         "SIFT_SERVER_CONCURRENCY": "2",
         "AIRFLOW_CONN_LLM_SERVER": f'{{"conn_type": "http", "host": "http://127.0.0.1:{server.port}/v1"}}',
     }
-    with running(
-        root, profiles={"gpu-2"}, gpus=2, settings=settings, environment=clock.environment(library)
-    ) as cluster:
+    with running(root, profiles={"gpu-2"}, gpus=2, settings=settings, worker_environment=clock.environment) as cluster:
         found = Drill(cluster, root / "hub", root / "batches")
         cluster.api.unpause(GENERATE)
         with found.running("nothing", ROWS):
@@ -158,13 +161,12 @@ def test_model_server_away(drill: Drill, server: ModelServer, report: Callable[[
 
 
 def test_clock_moved_over_midnight(
-    drill: Drill, server: ModelServer, clock: Clock, report: Callable[[Outcome], None]
+    drill: Drill, server: ModelServer, clock: WorkersClock, report: Callable[[Outcome], None]
 ) -> None:
     before = prompts(drill.cluster.warehouse)
     began = len(server.state.requests)
-    clock.set_before_midnight(timedelta(seconds=45))
-    time.sleep(CLOCK_CACHE_S + 2)
-    with drill.running("midnight comes, generating", 2 * ROWS) as outcome:
+    clock.set_before_midnight(drill.cluster, timedelta(seconds=60))
+    with drill.running("midnight comes, generating", 3 * ROWS) as outcome:
         pass
     asked = server.state.asked()[began:]
     assert asked[0].at < clock.midnight < asked[-1].at
