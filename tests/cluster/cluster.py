@@ -265,6 +265,7 @@ class Cluster:
             # Containers have addresses of their own; here all share one.
             "AIRFLOW__API__HOST": "127.0.0.1",
             "AIRFLOW__API__PORT": str(self.ports["api-server"]),
+            "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": log_port,
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": log_port,
