@@ -86,6 +86,14 @@ class FrontDoor:
                     found.append(process)
         return found
 
+    def close(self) -> None:
+        """`./sift down`, after which nothing of the stack is left."""
+        running = self.processes()
+        self("down")
+        _, alive = psutil.wait_procs(running, timeout=5)
+        assert alive == []
+        assert self.left_over() == []
+
     def answer(self, dag: str, run_id: str, task_id: str, option: str) -> dict[str, Any]:
         """Answer what a task asks, as the web UI does under Required Actions; returns what it asked.
 

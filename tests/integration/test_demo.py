@@ -53,11 +53,7 @@ def sift(tmp_path_factory: pytest.TempPathFactory, moto: S3Server) -> Iterator[F
         assert "stays up at" in output
         yield door
     finally:
-        running = door.processes()
-        door("down")
-        _, alive = psutil.wait_procs(running, timeout=5)
-        assert alive == []
-        assert door.left_over() == []
+        door.close()
 
 
 def test_the_doctor_finds_nothing_wrong(sift: FrontDoor) -> None:

@@ -228,7 +228,7 @@ def test_a_role_touches_nothing_of_another_step(granted: Warehouse) -> None:
 )
 def test_what_a_role_must_not_do_is_refused(granted: Warehouse, role: str, statement: str) -> None:
     with as_role(granted)(role).connection() as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
-        connection.execute(statement)  # type: ignore[call-overload]
+        connection.execute(statement)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -244,7 +244,7 @@ def test_no_role_drops_tables_or_creates_schemas(granted: Warehouse, role: str) 
             "set role postgres",
         ):
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
-                connection.execute(statement)  # type: ignore[call-overload]
+                connection.execute(statement)
 
 
 def test_public_has_nothing(granted: Warehouse) -> None:
