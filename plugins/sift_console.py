@@ -145,7 +145,7 @@ class SiftConsole(AirflowPlugin):
             "url_route": ROUTE,
         },
         {
-            "name": "SIFT data",
+            "name": "What this run did",
             "href": f"{base_path()}{PREFIX}/run?dag_id={{DAG_ID}}&run_id={{RUN_ID}}",
             "destination": "dag_run",
             "url_route": "sift-run",

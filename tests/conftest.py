@@ -30,8 +30,11 @@ Settings.model_config["env_file"] = None  # nor the developer's .env
 
 # pytest's usual place is shared by all runs of a user, and each run closes it to other users when it starts. PostgreSQL
 # is another user when we are root: a second run would take the first one's database away.
-TEMP_ROOT = tempfile.mkdtemp(prefix="sift-test-")
-os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", TEMP_ROOT)
+# Processes that share a run's tests (pytest-xdist) share its place.
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not WORKER:
+    TEMP_ROOT = tempfile.mkdtemp(prefix="sift-test-")
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", TEMP_ROOT)
 
 SAMPLES = PROJECT_ROOT / "samples"
 SAMPLED = [name for name, recipe in RECIPES.items() if (SAMPLES / recipe.repository).is_dir()]
@@ -41,7 +44,7 @@ SHARED = PROJECT_ROOT.parent / "shared"
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Remove what the tests have written, unless somebody will want to look at it."""
-    if exitstatus == pytest.ExitCode.OK:
+    if exitstatus == pytest.ExitCode.OK and not WORKER:
         shutil.rmtree(TEMP_ROOT, ignore_errors=True)
 
 

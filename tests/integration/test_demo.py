@@ -93,8 +93,8 @@ def test_a_run_has_a_tab_with_what_it_did_and_its_tasks_link_to_the_data(sift: F
     at = f"{state.url}/dags/generate_and_publish/runs/{quote(run['dag_run_id'], safe='')}"
     with chromium() as browser, watched_page(browser, state.url) as page:
         page.goto(at)
-        page.get_by_role("link", name="SIFT data").last.click()
-        frame = page.frame_locator("iframe[title='SIFT data']")
+        page.get_by_role("link", name="What this run did").click()
+        frame = page.frame_locator("iframe[title='What this run did']")
         expect(frame.get_by_role("heading", level=1)).to_have_text("What this run did")
         expect(frame.get_by_role("row", name=re.compile("accepted")).first).to_be_visible()
         page.goto(f"{at}/tasks/quality_report/details")

@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 
 @contextmanager
@@ -18,6 +18,8 @@ def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("there is no chromium: apt-get install chromium")
+    # A page of Airflow's is drawn by scripts: beside a whole deployment on two cores that takes seconds.
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
         # No sandbox: CI runs as root, and only our own pages are looked at.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
