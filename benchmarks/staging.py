@@ -27,7 +27,8 @@ from benchmarks._processes import PeakMemory, fresh_warehouse, task_processes
 from benchmarks._report import report
 from include.ingest import load_group, merge_groups, resolve_revision
 from include.sources import RECIPES
-from include.sources.reader import read_metadata, resolve_corpus
+from include.sources.corpus import resolve_corpus
+from include.sources.reader import read_metadata
 from include.storage.warehouse import Warehouse
 
 RECIPE = replace(RECIPES["commonvoice"], max_rows=None)

@@ -16,15 +16,8 @@ from uuid import uuid4
 
 from include.schema import LABEL_COLUMNS, BadInputError, StepReport, merge_counts
 from include.sources import RECIPES
-from include.sources.reader import (
-    Corpus,
-    CorpusFile,
-    NoRevisionYetError,
-    choose_row_groups,
-    group_files,
-    read_metadata,
-    resolve_corpus,
-)
+from include.sources.corpus import Corpus, CorpusFile, NoRevisionYetError, group_files, resolve_corpus
+from include.sources.reader import choose_row_groups, read_metadata
 from include.sources.recipe import SourceRecipe
 from include.storage.console import LabelColumn, count_coverage, count_labels, index_samples
 from include.storage.staging import (
@@ -284,7 +277,7 @@ def normalising_code_hash(recipe: SourceRecipe, max_rows: int | None = None) -> 
     """Identity of what turns this corpus's rows into samples: code, and how many of them."""
     here = Path(__file__).parent
     files = [*sorted((here / "normalize").glob("*.py")), here / "schema.py"]
-    files += [here / "sources" / f"{name}.py" for name in ("reader", "recipe", recipe.name)]
+    files += [here / "sources" / f"{name}.py" for name in ("corpus", "reader", "recipe", recipe.name)]
     digest = hashlib.sha256(f"{max_rows}\n".encode())
     for file in files:
         digest.update(file.read_bytes())

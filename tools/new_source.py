@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from include.settings import PROJECT_ROOT, get_settings
-from include.sources import RECIPES, recipe
-from include.sources.reader import audio_columns, count_rows, read_columns, read_metadata, resolve_corpus
+from include.sources import NOT_SOURCES, RECIPES, recipe
+from include.sources.corpus import resolve_corpus
+from include.sources.reader import audio_columns, count_rows, read_columns, read_metadata
 from include.sources.recipe import CANONICAL_COLUMNS, Field, SourceRecipe
 
 GUESSES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -45,8 +46,8 @@ def scaffold(name: str, repository: str, config: str, hub: str) -> tuple[str, di
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{name!r} cannot be a source's name: lower-case letters, digits and _, a letter first")
-    if name in RECIPES:
-        raise ValueError(f"there is a source {name} already: include/sources/{name}.py")
+    if name in RECIPES or name in NOT_SOURCES:
+        raise ValueError(f"there is an include/sources/{name}.py already: choose another name")
     nothing = {"text": Field(("text",), "text", "", lambda values: values)}
     draft = SourceRecipe(
         name=name, title=name, repository=repository, config=config, key="id", fields=nothing,

@@ -38,7 +38,8 @@ from include.publish.release import (
 from include.publish.targets import Target, canonical_uri
 from include.settings import Settings
 from include.sources import RECIPES
-from include.sources.reader import audio_reader, resolve_corpus
+from include.sources.corpus import resolve_corpus
+from include.sources.reader import audio_reader
 from include.storage.generation import count_verdicts, coverage, previous_quality
 from include.storage.releases import (
     SourceContents,

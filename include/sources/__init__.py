@@ -8,7 +8,8 @@ from pkgutil import iter_modules
 
 from include.sources.recipe import SourceRecipe
 
-_NOT_SOURCES = {"pages", "reader", "recipe"}
+NOT_SOURCES = {"corpus", "pages", "reader", "recipe"}
+"""Modules of this package that are no corpus."""
 
 
 def _load_recipe(name: str) -> SourceRecipe:
@@ -20,6 +21,6 @@ def _load_recipe(name: str) -> SourceRecipe:
 
 
 RECIPES: dict[str, SourceRecipe] = {
-    info.name: _load_recipe(info.name) for info in iter_modules(__path__) if info.name not in _NOT_SOURCES
+    info.name: _load_recipe(info.name) for info in iter_modules(__path__) if info.name not in NOT_SOURCES
 }
 """Recipes by source name, in alphabetical order."""

@@ -23,7 +23,8 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from include.settings import Settings
 from include.sources import RECIPES
-from include.sources.reader import Place, SourceError, SourceUnavailableError, read_clips
+from include.sources.corpus import SourceError, SourceUnavailableError
+from include.sources.reader import Place, read_clips
 from include.storage.console import find_sample, read_only
 from include.storage.warehouse import Warehouse
 from plugins.console import formats, views

@@ -16,7 +16,7 @@ from include.modes import MODES
 from include.orchestration.alerts import announce_run, announce_task
 from include.settings import PROJECT_ROOT
 from include.sources import RECIPES
-from include.sources.reader import SourceError
+from include.sources.corpus import SourceError
 
 GENERATE = "generate_and_publish"
 CLEAN_UP = "clean_up"

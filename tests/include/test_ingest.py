@@ -13,7 +13,7 @@ from psycopg import sql
 from include import ingest
 from include.schema import BadInputError
 from include.sources import RECIPES
-from include.sources.reader import SourceError
+from include.sources.corpus import SourceError
 from include.sources.recipe import emotion
 from include.storage.staging import MergeRefusedError, latest_loads, list_rejects
 from include.storage.warehouse import Warehouse

@@ -35,7 +35,12 @@ def test_a_scaffolded_recipe_stages_its_own_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("Mine", "cannot be a source's name"), ("meld", "there is a source meld"), ("../x", "cannot be a source's name")],
+    [
+        ("Mine", "cannot be a source's name"),
+        ("meld", "sources/meld.py already"),
+        ("reader", "reader.py already"),
+        ("../x", "cannot be a source's name"),
+    ],
 )
 def test_a_bad_name_is_refused(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

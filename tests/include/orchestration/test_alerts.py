@@ -23,7 +23,7 @@ from include.schema import BadInputError
 ti = SimpleNamespace(dag_id="generate_and_publish", run_id="manual__2026-01-01T00:00:00+00:00", map_index=3,
     task_id="sift_s.generate", try_number=6)
 class SourceError(BadInputError): ...
-SourceError.__module__ = "include.sources.reader"
+SourceError.__module__ = "include.sources.corpus"
 class UnsafePagesError(ValueError): ...
 UnsafePagesError.__module__ = "include.sources.pages"
 def raised(error, cause):

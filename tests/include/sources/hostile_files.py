@@ -64,6 +64,7 @@ def peak_mib(code: str, *arguments: str, timeout_s: int = 60) -> tuple[float, st
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "from include import ingest\n"
         "from include.sources import reader\n"
+        "from include.sources.corpus import *\n"
         "from include.sources.reader import *\n"
         "from include.publish.parquet import write_source\n"
         "from tests.include.sources.corpus_files import TOY\n"

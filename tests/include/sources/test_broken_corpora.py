@@ -11,7 +11,8 @@ import pytest
 from include import ingest
 from include.publish.parquet import write_source
 from include.sources import RECIPES
-from include.sources.reader import SourceError, audio_reader, resolve_corpus
+from include.sources.corpus import SourceError, resolve_corpus
+from include.sources.reader import audio_reader
 from include.storage.releases import PUBLISHED_ROWS_SCHEMA
 from include.storage.staging import list_rejects, list_unmapped
 from include.storage.warehouse import Warehouse

@@ -14,7 +14,8 @@ import pytest
 from include import ingest
 from include.modes import MODES
 from include.sources import reader as reader_module
-from include.sources.reader import SourceError, audio_reader, read_metadata, resolve_corpus
+from include.sources.corpus import SourceError, resolve_corpus
+from include.sources.reader import audio_reader, read_metadata
 from include.sources.recipe import MOST_KEY_BYTES, MOST_LABEL_BYTES, MOST_TEXT_BYTES, accent, first_answer, verbatim
 from include.storage.staging import list_unmapped
 from include.storage.warehouse import Warehouse

@@ -10,17 +10,8 @@ import pytest
 
 from include.sources import RECIPES
 from include.sources import reader as reader_module
-from include.sources.reader import (
-    CorpusFile,
-    Place,
-    SourceError,
-    audio_reader,
-    choose_row_groups,
-    group_files,
-    read_clips,
-    read_metadata,
-    resolve_corpus,
-)
+from include.sources.corpus import CorpusFile, SourceError, group_files, resolve_corpus
+from include.sources.reader import Place, audio_reader, choose_row_groups, read_clips, read_metadata
 from include.sources.recipe import emotion
 from tests.include.sources.corpus_files import TOY, TOY_SCHEMA, toy_row, write_corpus
 

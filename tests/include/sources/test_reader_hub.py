@@ -24,6 +24,7 @@ import json
 from dataclasses import asdict, replace
 from datetime import datetime, UTC
 from include.sources import RECIPES
+from include.sources.corpus import *
 from include.sources.reader import *
 from tests.include.sources.corpus_files import TOY
 

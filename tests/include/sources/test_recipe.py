@@ -13,7 +13,8 @@ import pytest
 
 from include.schema import AGE_GROUPS, EMOTIONS, GENDERS, PACES, STAGED_SCHEMA, VOLUMES
 from include.sources import RECIPES
-from include.sources.reader import Corpus, CorpusFile, read_metadata, resolve_corpus
+from include.sources.corpus import Corpus, CorpusFile, resolve_corpus
+from include.sources.reader import read_metadata
 from include.sources.recipe import CANONICAL_COLUMNS, SourceRecipe, StagedBatch, text
 from tests.conftest import SAMPLED, SAMPLES
 from tests.include.sources.corpus_files import TOY, toy_row, write_corpus
