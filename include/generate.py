@@ -81,7 +81,8 @@ def generate_shard(
     warehouse: Warehouse, settings: Settings, shard: dict[str, Any], run_id: str, *, server: LlmServer | None = None
 ) -> dict[str, Any]:
     """Generate one shard of one mode, on a device of its own or on the server; returns the StepReport as JSON."""
-    with _engine_of_task(settings, shard["model_revision"], server) as engine:
+    settings = _as_planned(settings, shard)
+    with _engine_of_task(settings, server) as engine:
         return asdict(run_shard(warehouse, engine, settings, shard, run_id))
 
 
@@ -103,21 +104,26 @@ def estimate_run(
     Returns:
         What `estimate_shards` returns, and `text`, the same as a table.
     """
-    first = next(shard for shards in work.values() for shard in shards)
-    with _engine_of_task(settings, first["model_revision"], server) as engine:
+    settings = _as_planned(settings, next(shard for shards in work.values() for shard in shards))
+    with _engine_of_task(settings, server) as engine:
         estimate = estimate_shards(warehouse, engine, settings, work)
     return {**estimate, "text": describe_estimate(estimate)}
 
 
+def _as_planned(settings: Settings, shard: Mapping[str, Any]) -> Settings:
+    """Settings with the model's revision that was planned: a branch may have moved since."""
+    return settings.model_copy(update={"model_revision": shard["model_revision"]})
+
+
 @contextmanager
-def _engine_of_task(settings: Settings, model_revision: str, server: LlmServer | None) -> Iterator[Engine]:
-    """The engine at the revision that was planned; on a device of its own, unless it needs none here.
+def _engine_of_task(settings: Settings, server: LlmServer | None) -> Iterator[Engine]:
+    """The engine, on a device of its own unless it needs none here.
 
     Meanwhile this process dies with its parent and stops on SIGTERM: no engine outlives its task.
     """
     lease = nullcontext() if settings.engine == "openai" else lease_device(lease_dir())
     with bound_to_task(), lease:
-        yield make_engine(settings.model_copy(update={"model_revision": model_revision}), server)
+        yield make_engine(settings, server)
 
 
 def summarise_written(warehouse: Warehouse, run_id: str) -> str:

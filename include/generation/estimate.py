@@ -10,7 +10,7 @@ from typing import Any
 
 from include.generation.answer import clean_answer
 from include.generation.engine import Engine
-from include.generation.runner import as_answer, build_prompts
+from include.generation.runner import as_answer, build_prompts, check_planned
 from include.quality.rules import ACCEPTED, judge
 from include.settings import Settings
 from include.storage.generation import Scope, pending_window
@@ -62,6 +62,8 @@ def estimate_shards(
         times are upper bounds.
     """
     busy = {mode: list(shards) for mode, shards in work.items() if shards}
+    for shards in busy.values():
+        check_planned(warehouse, settings, shards[0])
     engine.load()
     estimates: dict[str, ModeEstimate] = {}
     for mode, shards in busy.items():

@@ -45,6 +45,7 @@ from include.storage.generation import (
     store_verdicts,
     upsert_prompts,
 )
+from include.storage.releases import mode_inputs
 from include.storage.warehouse import Warehouse
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,25 @@ def plan_shards(
     }
 
 
+def check_planned(warehouse: Warehouse, settings: Settings, shard: Mapping[str, Any]) -> None:
+    """Refuse to write a shard here under a hash that stands for something else: settings, a prompt or code changed.
+
+    Raises:
+        BadInputError: Naming what differs from the plan.
+    """
+    mode = shard["mode"]
+    hash_here, here = current_mode_hashes(settings, [mode])[mode]
+    if hash_here == shard["mode_hash"]:
+        return
+    planned = mode_inputs(warehouse, [shard["mode_hash"]]).get(shard["mode_hash"], {})
+    differing = sorted(name for name in planned.keys() | here.keys() if planned.get(name) != here.get(name))
+    raise BadInputError(
+        f"{mode}: this worker would write with another {', '.join(differing)} than was planned: code or settings "
+        "changed meanwhile, or are not those of the worker that planned. Give all workers the same, then trigger "
+        "generate_and_publish again; what is written stays"
+    )
+
+
 def run_shard(
     warehouse: Warehouse, engine: Engine, settings: Settings, shard: dict[str, Any], run_id: str
 ) -> StepReport:
@@ -166,8 +186,9 @@ def run_shard(
         Prompts read = written (accepted) + skipped (given up, by the last rule broken).
 
     Raises:
-        BadInputError: If the prompts that were planned are not the ones that would be asked now.
+        BadInputError: If what was planned is not what would be asked now.
     """
+    check_planned(warehouse, settings, shard)
     mode, hash_of_mode = shard["mode"], shard["mode_hash"]
     scope = Scope(
         sources=shard["sources"],
@@ -300,11 +321,12 @@ def build_prompts(window: pa.Table, settings: Settings, mode: str, hash_of_mode:
     messages = MODES[mode].build_user_messages(window)
     if prompt_hashes(hash_of_mode, messages).to_pylist() != window["prompt_hash"].to_pylist():
         raise BadInputError(
-            f"{mode}: the prompts that were planned are not the ones this code would ask; the code or the prompt "
-            "changed while the run was waiting. Trigger generate_and_publish again"
+            f"{mode}: the prompts that were planned are not the ones this code would ask, although the mode's examples "
+            "are the same. Add one to include/modes/mode.py that shows what changed in the mode's user message"
         )
     system_prompt = MODES[mode].system_prompt
-    rows = zip(*(window[name].to_pylist() for name in ("source", "sample_id", "prompt_hash", "attempt", "draw")), strict=True)
+    names = ("source", "sample_id", "prompt_hash", "attempt", "draw")
+    rows = zip(*(window[name].to_pylist() for name in names), strict=True)
     return [
         Prompt(
             source=source,

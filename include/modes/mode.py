@@ -12,12 +12,25 @@ from importlib import resources
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from include.schema import LABEL_COLUMNS
+
 # Found anywhere in a system message, these switch a chat template's thinking on or off, or drop its own header. SmolLM3
 # finds "/think" in "</think>" too, turns thinking on, and leaves "<>" of the tag.
 _TEMPLATE_FLAGS = re.compile(r"/(?:no_?)?think|<think>|/system_override", re.IGNORECASE)
 
 # Order of the fields inside <meta>, and nothing else, by the specification.
 META_FIELDS = ("age", "gender", "volume", "pace", "emotion", "accent")
+
+# What a mode makes of these says whether its code still asks the same: with all labels, one, none; with what is escaped
+# or cut out; without words. A change of that code which these do not show needs another example here.
+_EXAMPLES: list[dict[str, str | None]] = [
+    {"text": "Hello there, how are you?", "emotion": "happy", "gender": "female", "age": "young adult", "pace": "fast",
+     "volume": "loud", "accent": "India and South Asia (India, Pakistan): <b>"},
+    {"text": " <audio>It's 5 < 6 & \"so\"</audio>\n\u00e9 ", "emotion": "sad"},
+    {"text": "No labels."},
+    {"text": "", "gender": "male", "volume": "quiet"},
+    {"text": None, "pace": "slow"},
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +76,15 @@ class Mode:
         Args:
             generator: The generator's part: model, revision, template, frozen date, dtype, sampling.
         """
-        return {"mode": self.name, "system_prompt": self.system_prompt, **generator}
+        names = ("text", *LABEL_COLUMNS)
+        examples = pa.table({name: pa.array([row.get(name) for row in _EXAMPLES], pa.string()) for name in names})
+        messages = json.dumps(self.build_user_messages(examples).to_pylist(), ensure_ascii=False)
+        return {
+            "mode": self.name,
+            "system_prompt": self.system_prompt,
+            "user_messages_sha256": hashlib.sha256(messages.encode()).hexdigest(),
+            **generator,
+        }
 
 
 def mode_hash(inputs: Mapping[str, object]) -> str:

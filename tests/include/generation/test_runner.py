@@ -25,7 +25,7 @@ from include.generation.runner import (
 from include.modes import MODES
 from include.modes.mode import Mode
 from include.quality.rules import RULES, Rule, rules_identity
-from include.schema import Prompt, Response
+from include.schema import BadInputError, Prompt, Response
 from include.settings import Settings
 from include.storage.generation import Scope, coverage, list_progress
 from include.storage.warehouse import Warehouse
@@ -279,14 +279,49 @@ def test_two_attempts_of_one_shard_do_not_overlap(
     assert sorted(written) == [0, ROWS]  # the second one found nothing left
 
 
-def test_a_prompt_that_changed_since_planning_is_refused(
+def test_nothing_is_written_under_a_hash_that_stands_for_something_else(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a worker has other settings than the scheduler's tasks, or the code changed while the run waited."""
+    settings = make_settings()
+    work = plan(warehouse, settings)
+    shard = work["sift_s"][0]
+    colder = settings.model_copy(update={"sampling": settings.sampling.model_copy(update={"temperature": 0.1})})
+    for other, named in ((colder, "sampling"), (make_settings(frozen_date="2020-01-01"), "frozen_date")):
+        for refused in (
+            lambda other=other: run_shard(warehouse, FakeEngine(other), other, shard, "run"),
+            lambda other=other: estimate_shards(warehouse, FakeEngine(other), other, work),
+        ):
+            with pytest.raises(BadInputError, match=f"sift_s: .* another {named} than was planned.*trigger"):
+                refused()
+    monkeypatch.setattr(Mode, "system_prompt", property(lambda self: "Be rude."))
+    with pytest.raises(BadInputError, match="another system_prompt than"):
+        run_shard(warehouse, FakeEngine(settings), settings, shard, "run")
+    assert responses(warehouse) == []
+
+
+def test_a_changed_user_message_is_work_again(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings()
+    generate(warehouse, settings)
+    monkeypatch.setattr("include.modes.mode.META_FIELDS", ("emotion", "gender"))
+    assert {mode: sum(shard["pending"] for shard in shards) for mode, shards in plan(warehouse, settings).items()} == {
+        "sift_s": 0,
+        "sift_ssp": ROWS,
+        "sit_ssp": ROWS,
+    }
+    assert generate(warehouse, settings) == 2 * ROWS
+
+
+def test_a_change_that_the_examples_do_not_show_is_refused_and_says_so(
     warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings]
 ) -> None:
     settings = make_settings()
     shard = plan(warehouse, settings)["sift_s"][0]
     with warehouse.connection() as connection:
         connection.execute("update generation.prompts set prompt_hash = 'other' where mode = 'sift_s'")
-    with pytest.raises(ValueError, match="Trigger generate_and_publish again"):
+    with pytest.raises(BadInputError, match=r"Add one to include/modes/mode\.py"):
         run_shard(warehouse, FakeEngine(settings), settings, shard, "run")
 
 
@@ -321,7 +356,7 @@ def test_a_response_that_a_rule_rejects_now_is_pending_again_and_its_text_is_kep
     }
     with warehouse.connection() as connection:
         kept = connection.execute("select sample_id, attempt, verdict from generation.attempts").fetchall()
-    assert {(row["sample_id"], row["attempt"], row["verdict"]) for row in kept} == {(s, -1, "says_hear") for s in doomed}
+    assert {tuple(row.values()) for row in kept} == {(sample, -1, "says_hear") for sample in doomed}
     generate(warehouse, settings)
     again = [row for row in responses(warehouse) if row["mode"] == "sift_s" and row["sample_id"] in doomed]
     # With another seed, and so another text.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 
 from include.modes import MODES
-from include.modes.mode import META_FIELDS, Mode, bare_transcript, mode_hash, prompt_hashes
+from include.modes.mode import META_FIELDS, Mode, audio_context, bare_transcript, mode_hash, prompt_hashes
 from tests.conftest import SHARED
 
 SAMPLE_SCHEMA = pa.schema([(name, pa.string()) for name in ("text", *META_FIELDS)])
@@ -111,8 +113,9 @@ def test_hashes_change_with_whatever_a_response_depends_on() -> None:
         mode_hash(MODES["sift_s"].hash_inputs(generator)),
         mode_hash(MODES["sift_ssp"].hash_inputs(generator)),
         mode_hash(MODES["sift_s"].hash_inputs({**generator, "frozen_date": "2026-01-02"})),
+        mode_hash(replace(MODES["sift_s"], user_message=audio_context).hash_inputs(generator)),
     }
-    assert len(hashes) == 3
+    assert len(hashes) == 4
     messages = pa.array(["a", "b"])
     assert len({*prompt_hashes("x", messages).to_pylist(), *prompt_hashes("y", messages).to_pylist()}) == 4
     assert prompt_hashes("x", messages) == prompt_hashes("x", messages)

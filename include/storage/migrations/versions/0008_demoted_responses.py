@@ -16,7 +16,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Give them the numbers after the last try, where they count as tries; the view says the same of them either way."""
+    """Give them the numbers after the last try, where they count as tries; the view says the same either way."""
     op.execute(
         """
         update generation.attempts a set attempt = t.tries - a.attempt
