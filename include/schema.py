@@ -99,7 +99,7 @@ class Finding:
 
 
 Task = Literal["sift", "transcribe", "answer"]
-FinishReason = Literal["stop", "sentences", "length"]
+FinishReason = Literal["stop", "sentences", "length", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,8 @@ class Response:
     Attributes:
         prompt: The prompt answered.
         text: The decoded answer up to its stop token, special tokens left visible so that leaks can be judged.
-        finish_reason: "stop" (the model ended it), "sentences" (our sentence limit ended it), "length" (cut).
+        finish_reason: "stop" (the model ended it), "sentences" (our sentence limit ended it), "length" (cut),
+            "refused" (a server would not read this prompt; no text).
         prompt_tokens: Tokens of the rendered prompt.
         response_tokens: Tokens generated, the stop token included.
     """

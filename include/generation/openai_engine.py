@@ -31,7 +31,11 @@ NO_ANSWER_S = 540.0
 # Answers are handed on after so many seconds even if they are few, so that a slow server's are stored too.
 HAND_ON_AFTER_S = 10.0
 
+# Prompts that a server may refuse one by one, beyond as many as it answers; more are the fault of a setting.
+MOST_REFUSED = 10
+
 _AGAIN_LATER = (408, 409, 429)
+_NOT_THIS_PROMPT = (400, 413, 422)
 _ENDED_BY_MODEL = ("stop", "eos_token", "stop_sequence")  # OpenAI's word, and two of TGI's
 
 
@@ -101,32 +105,52 @@ class OpenAIEngine:
         """Answer P prompts, at most `settings.server_concurrency` at a time.
 
         Requests go on at the server while the caller stores what it was handed; those under way when the caller stops,
-        or when one fails for good, are cancelled.
+        or when one fails for good, are cancelled. A prompt that the server will not read is answered by finish_reason
+        "refused", last of all: by then it is known whether others are read.
 
         Yields:
             Lists of about `settings.batch_size` responses in the order in which they came; P in all. Before an error
             is raised, whatever has come until then.
 
         Raises:
-            ServerRefusedError: If the server refuses a request for good.
+            ServerRefusedError: If the server refuses the key, the path or the model, or most prompts.
             ServerUnavailableError: If a request still failed after all retries, or if nothing was answered for
                 NO_ANSWER_S seconds.
         """
         todo = iter(prompts)
         running: set[asyncio.Task[Response]] = set()
+        refused: list[Response] = []
+        answered = 0
         with asyncio.Runner() as runner:
             client = self._client()
             try:
                 while True:
                     batch, error = runner.run(self._next_batch(client, todo, running))
-                    if batch:
-                        yield batch
+                    if answers := [response for response in batch if response.finish_reason != "refused"]:
+                        answered += len(answers)
+                        yield answers
                     if error is not None:
                         raise error
+                    refused += [response for response in batch if response.finish_reason == "refused"]
+                    self._check_refused(refused, answered, len(running))
                     if not batch:
-                        return
+                        break
             finally:
                 runner.run(_end(client, running))
+        if refused:
+            yield refused
+
+    def _check_refused(self, refused: Sequence[Response], answered: int, waiting: int) -> None:
+        """Refuse to go on if far more prompts are refused than are answered, or may be yet."""
+        # A prompt that is tried again was refused before, alone among others: that says nothing new of the server.
+        first = [response for response in refused if response.prompt.attempt == 1]
+        if len(first) > MOST_REFUSED + answered + waiting:
+            example = first[0].prompt
+            raise ServerRefusedError(
+                f"{self.server.url}{self._path} refused {len(first)} prompts, {example.sample_id} ({example.mode}) the "
+                f"first, and answered {answered}. Its longest context, or a setting of ours, does not fit; its own log "
+                "says which"
+            )
 
     async def _next_batch(
         self, client: Any, todo: Iterator[Prompt], running: set[asyncio.Task[Response]]
@@ -290,6 +314,8 @@ class OpenAIEngine:
         try:
             answer = await self._post(client, prompt, rendered, self.settings.sampling.max_new_tokens)
         except self._openai.APIError as error:
+            if getattr(error, "status_code", None) in _NOT_THIS_PROMPT:
+                return Response(prompt, "", "refused", self._count(rendered), 0)
             # Nothing of the server's own words here, nor the client's error behind ours: they may quote the prompt.
             raise self._explained(error, f"{self._path} for {prompt.sample_id} ({prompt.mode})") from None
         return self._response(prompt, rendered, answer)

@@ -80,7 +80,7 @@ class Answer:
     Attributes:
         mode: Mode that asked, e.g. "sit_ssp".
         text: The answer after `clean_answer`.
-        finish_reason: "stop", "sentences" or "length".
+        finish_reason: As `Response` has it.
         transcript: What was said; None where it is not at hand.
         labels: Canonical labels of the clip that the prompt showed; missing ones are absent or None.
         system_prompt: What the mode told the model.
@@ -143,6 +143,12 @@ def _rule(
         return broken
 
     return register
+
+
+@_rule(hard=True)
+def refused_prompt(answer: Answer) -> bool:
+    """No answer at all: the model server would not read this one prompt, too long for it, say."""
+    return answer.finish_reason == "refused"
 
 
 @_rule(hard=True)

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ def test_a_passing_failure_is_tried_again(
             "answered 429, after up to 1 retries; it says Retry-After: 3600",
         ),
         (Fault(0), ServerUnavailableError, "/completions for ravdess/105 .sift_s.: Connection error"),
-        (Fault(400), ServerRefusedError, "/completions for ravdess/105 .sift_s. answered 400$"),
+        (Fault(404), ServerRefusedError, "/completions for ravdess/105 .sift_s. answered 404, so it cannot be sent"),
         (Fault(401), ServerRefusedError, "refused the API key .401.: the password of the Airflow connection"),
     ],
 )
@@ -221,6 +222,48 @@ def test_a_lasting_failure_ends_the_run_after_what_was_finished(
     sent = len(server.asked())
     time.sleep(0.3)
     assert len(server.asked()) == sent <= 6 + 5 + 1  # nothing new was sent, and what hung was given up
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_prompt_that_the_server_will_not_read_does_not_stop_the_others(
+    make_engine_for: Callable[..., OpenAIEngine], prompts: list[Prompt], server: ServerState, status: int
+) -> None:
+    server.fault = lambda request, before: Fault(status) if request.body.get("seed") in (100, 107) else None
+    batches = list(make_engine_for(batch_size=5).generate(prompts))
+    assert sorted(seeds(list(chain(*batches)))) == sorted(prompt.seed for prompt in prompts)
+    refused = {(response.prompt.seed, response.text, response.finish_reason) for response in batches[-1]}
+    assert refused == {(100, "", "refused"), (107, "", "refused")}
+    assert all(response.finish_reason == "stop" for response in chain(*batches[:-1]))
+
+
+def test_a_server_that_refuses_most_prompts_fails_the_run(
+    make_engine_for: Callable[..., OpenAIEngine], prompts: list[Prompt], server: ServerState
+) -> None:
+    few = openai_engine.MOST_REFUSED
+    engine = make_engine_for(server_concurrency=4, batch_size=4)
+    server.fault = lambda request, before: Fault(400) if request.body.get("seed", 0) >= 100 else None
+    with pytest.raises(ServerRefusedError, match=r"refused 1\d prompts, ravdess/1.* the first, and answered 0\."):
+        list(engine.generate(prompts))
+    assert few < len(server.asked()) < len(prompts), "it stops soon"
+    # Few of them may all be wrong, and so may those that were refused before.
+    for kept in (prompts[:few], [replace(prompt, attempt=2) for prompt in prompts]):
+        assert {response.finish_reason for response in chain(*engine.generate(kept))} == {"refused"}
+
+
+@pytest.mark.usefixtures("toy_corpus")
+def test_a_prompt_that_is_never_read_is_given_up_and_counted(
+    warehouse: Warehouse, make_engine_for: Callable[..., OpenAIEngine], server: ServerState
+) -> None:
+    server.answer = lambda request: ("I am so glad to hear it!", "stop")
+    server.fault = lambda request, before: Fault(400) if "number 1." in str(request.body.get("prompt")) else None
+    engine = make_engine_for(load=False)
+    rows = generate_all(warehouse, engine, engine.settings)
+    never = [row for row in rows if row["finish_reason"] == "refused"]
+    assert {row["verdict"] for row in never} == {"refused_prompt"}
+    assert {(row["mode"], row["attempt"]) for row in never} == {
+        (mode, attempt) for mode in MODES for attempt in range(1, engine.settings.max_attempts + 1)
+    }
+    assert {row["sample_id"] for row in rows if row["verdict"] == "accepted"} - {row["sample_id"] for row in never}
 
 
 def test_requests_under_way_are_cancelled_when_the_caller_stops(

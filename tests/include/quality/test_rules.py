@@ -32,6 +32,7 @@ GOOD = {
         (SIFT, "An answer that we ended.", "sentences"),
         (SIT, "Sounds like a man", "stop"),
     ],
+    "refused_prompt": [(SIFT, "I hear you.", "stop"), (SIFT, "I refused.", "sentences"), (SIFT, "No.", "stop")],
     "not_sounds_like": [
         (SIT, "Sounds like an angry man saying 'no'.", "stop"),
         (SIT, "Sounds like\na sad woman.", "stop"),
@@ -40,6 +41,7 @@ GOOD = {
     ],
 }
 BAD = {
+    "refused_prompt": [(mode, "", "refused") for mode in MODES],
     "empty": [(SIFT, "", "stop"), (SIFT, " \n\t", "stop"), (SIT, "\u00a0", "stop"), (SIFT, "", "length")],
     "unprintable": [
         (SIFT, "bad \ufffd byte", "stop"),
