@@ -7,15 +7,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from include.schema import BadInputError, Task, merge_counts
 
 MANIFEST_NAME = "manifest.json"
 
 _OWN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
+_RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+_DATA_PATH = re.compile(r"data(/[A-Za-z0-9_][A-Za-z0-9._+-]*)+")
 
 
 class ReleaseError(BadInputError):
@@ -30,11 +32,33 @@ def is_own_id(name: str) -> bool:
     return _OWN_ID.fullmatch(name) is not None
 
 
+def is_release_id(name: str) -> bool:
+    """Tell whether a release's folder may have this name."""
+    return _RELEASE_ID.fullmatch(name) is not None and name != "latest"
+
+
+def _release_id(name: str) -> str:
+    if not is_release_id(name):
+        raise ValueError(f"{name[:200]!r} is no folder name of letters, digits and ._+-")
+    return name
+
+
+def _data_path(path: str) -> str:
+    if not _DATA_PATH.fullmatch(path):
+        raise ValueError(f"{path[:200]!r} is no path of names of letters, digits and ._+- below data/")
+    return path
+
+
+# A manifest may come from a target that others can write to, and what it names is written to and read on this machine.
+DataPath = Annotated[str, AfterValidator(_data_path)]
+ReleaseId = Annotated[str, AfterValidator(_release_id)]
+
+
 class FileEntry(BaseModel):
     """One data file.
 
     Attributes:
-        path: Path within the release, with "/".
+        path: Path within the release, with "/", below data/.
         rows: Records in it.
         bytes: Its size.
         sha256: Hex digest of its bytes.
@@ -42,7 +66,7 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    path: str
+    path: DataPath
     rows: int = Field(ge=1)
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -161,7 +185,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    release_id: str
+    release_id: ReleaseId
     created_at: AwareDatetime
     writer_version: int
     sources: dict[str, SourceEntry]

@@ -39,6 +39,7 @@ from include.publish.manifest import (
     SourceEntry,
     SplitEntry,
     is_own_id,
+    is_release_id,
     read_manifest,
     write_manifest,
 )
@@ -73,7 +74,6 @@ _BUILDING = ".building-"
 _BUILT = ".built-"
 _REVIEW = ".review"
 _LOCK = ".lock"
-_RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # also what `datasets` takes for a split's name
 
 
@@ -430,7 +430,7 @@ def _verify_source(release: Path, name: str, source: SourceEntry) -> None:
 
 def _check_plan(plan: ReleasePlan) -> None:
     """Refuse names that could not be a folder or a split."""
-    if not _RELEASE_ID.fullmatch(plan.release_id) or plan.release_id == LATEST:
+    if not is_release_id(plan.release_id):
         raise ReleaseError(f"release id {plan.release_id!r} is no folder name of letters, digits and ._+-")
     wrong = sorted(name for name in plan.sources if not _SOURCE_NAME.fullmatch(name))
     if wrong:
