@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from include.publish.card import CARD_NAME
-from include.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, ReleaseError, is_own_id
+from include.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, ReleaseError, is_own_id, is_release_id
 from include.publish.targets import Pushed
 from include.publish.targets.patience import asked_wait_s
 from include.schema import BadInputError
@@ -146,12 +146,12 @@ class S3Target:
             return []
         whole, abandoned = [], []
         for release_id in self._release_ids():
-            if self._head(f"{release_id}/{MANIFEST_NAME}") is not None:
-                whole.append(release_id)
-            elif release_id < latest:  # ids begin with their time; a newer one may be on its way
-                abandoned.append(release_id)
-        others = sorted((release_id for release_id in whole if release_id != latest), reverse=True)
-        removed = [*abandoned, *(others[keep - 1 :] if keep else [])]
+            # Ids begin with their time. A newer one may be on its way, and is so until `latest.json` names it: another
+            # deployment may be about to write that.
+            if release_id < latest:
+                there = self._head(f"{release_id}/{MANIFEST_NAME}") is not None
+                (whole if there else abandoned).append(release_id)
+        removed = [*abandoned, *(sorted(whole, reverse=True)[keep - 1 :] if keep else [])]
         for release_id in removed:
             self._abort_uploads(release_id)
             # The manifest first: what is left if this dies is one that was abandoned.
@@ -272,7 +272,10 @@ class S3Target:
         if found is None:
             return None, None
         try:
-            return str(json.loads(found["Body"].read())["release_id"]), found["ETag"]
+            release_id = str(json.loads(found["Body"].read())["release_id"])
+            if not is_release_id(release_id):  # it becomes part of keys
+                raise ValueError(release_id)
+            return release_id, found["ETag"]
         except (ValueError, KeyError, TypeError):
             raise ReleaseError(
                 f"{self.uri}/{POINTER} is not ours, or damaged: remove it, or use another prefix"
