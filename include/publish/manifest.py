@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,40 @@ _DATA_PATH = re.compile(r"data(/[A-Za-z0-9_][A-Za-z0-9._+-]*)+")
 
 class ReleaseError(BadInputError):
     """A release cannot be built or is not what its manifest says; the message names the release and the reason."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a release was built on: the only one, besides itself, whose place it may take.
+
+    Attributes:
+        release_id: The target's latest release when it was built; None: the target had none.
+    """
+
+    release_id: str | None
+
+    def check(self, uri: str, release_id: str, latest: str | None) -> None:
+        """Refuse to put a release in the place of one that it does not know.
+
+        Args:
+            uri: The target.
+            release_id: What is to be published.
+            latest: What the target's readers get now; None: nothing.
+
+        Raises:
+            ReleaseError: If that is neither the base nor the release itself.
+        """
+        if latest not in (self.release_id, release_id):
+            raise ReleaseError(
+                f"{uri}: release {release_id} was built on {self.release_id or 'no release'}, but the latest one is "
+                f"{latest or 'none'} by now; what that holds would be lost, so nothing was published. {AGAIN}"
+            )
+
+
+AGAIN = (
+    "Run generate_and_publish again: nothing is generated again, the release is merged on the latest one. "
+    "With force=true it takes the latest one's place as it is"
+)
 
 
 def is_own_id(name: str) -> bool:

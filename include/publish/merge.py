@@ -283,6 +283,7 @@ def _plan(
         generator=generator,
         modes=current,
         narrowed=selection.narrowed,
+        built_on=latest.release_id if latest else None,
         verdicts={mode: counts for mode, counts in verdicts.items() if mode in selection.modes},
         quality=previous_quality(warehouse, ""),
         labels=label_distribution(warehouse, complete, selection.max_samples),

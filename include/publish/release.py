@@ -32,6 +32,7 @@ from include.publish.consumer import check_opens
 from include.publish.gates import READ_BACK, require, rows_add_up
 from include.publish.manifest import (
     MANIFEST_NAME,
+    Base,
     FileEntry,
     Gate,
     Manifest,
@@ -54,6 +55,7 @@ __all__ = [
     "SourcePlan",
     "ask_for_review",
     "awaits_review",
+    "base_of",
     "build_aside",
     "build_release",
     "clear_review",
@@ -73,6 +75,7 @@ LATEST = "latest"
 _BUILDING = ".building-"
 _BUILT = ".built-"
 _REVIEW = ".review"
+_BUILT_ON = ".built-on"
 _LOCK = ".lock"
 _SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # also what `datasets` takes for a split's name
 
@@ -121,6 +124,7 @@ class ReleasePlan:
         generator: What the responses depend on besides sample and mode, JSON values; `model` names the model.
         modes: Mode name -> mode_hash.
         narrowed: Why it is only a trial, as "with max_samples=5"; None: it holds all that is complete.
+        built_on: The target's latest release, whose place it is to take; None: it has none.
         verdicts: Mode name -> verdict -> texts.
         quality: Mode name -> measure -> value.
         labels: Source name -> label column -> value -> clips, for the card.
@@ -133,6 +137,7 @@ class ReleasePlan:
     generator: Mapping[str, object]
     modes: Mapping[str, str]
     narrowed: str | None = None
+    built_on: str | None = None
     verdicts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
@@ -242,6 +247,8 @@ def build_aside(
             ask_for_review(release.path)
         for old in asked:
             _remove_outdated(old)
+        # Also of one that is taken up: the content is the same, but the latest release may be another by now.
+        (release.path / _BUILT_ON).write_text(plan.built_on or "", encoding="utf-8")
     log.info(
         "release %s is whole: %d rows, reused: %s",
         plan.release_id,
@@ -254,22 +261,30 @@ def build_aside(
     return release
 
 
-def promote(releases_dir: Path, release_id: str) -> Path:
+def promote(releases_dir: Path, release_id: str, base: Base | None = None) -> Path:
     """Make a release that lies aside the one that `latest` names; doing it again changes nothing.
+
+    Args:
+        releases_dir: Folder of all releases.
+        release_id: The release.
+        base: What `latest` may name now, besides the release; None: anything.
 
     Returns:
         Its folder.
 
     Raises:
-        ReleaseError: If there is no such release.
+        ReleaseError: If there is no such release, or `latest` names another one.
     """
-    promoted = releases_dir / release_id
+    promoted, latest = releases_dir / release_id, releases_dir / LATEST
     with _only_builder(releases_dir):
         there = find_release(releases_dir, release_id)
+        if base is not None:
+            base.check(str(releases_dir), release_id, read_manifest(latest).release_id if latest.exists() else None)
         clear_review(there)
         if there != promoted:
             there.rename(promoted)
         _point_latest_to(promoted)
+        (promoted / _BUILT_ON).unlink(missing_ok=True)
     return promoted
 
 
@@ -283,8 +298,17 @@ def find_release(releases_dir: Path, release_id: str) -> Path:
         if path.exists():
             return path
     raise ReleaseError(
-        f"release {release_id} is not in {releases_dir}: the tasks merge and publish must see the same SIFT_HOME"
+        f"release {release_id} is not in {releases_dir}: the tasks merge and publish must see the same SIFT_HOME; if "
+        "they do, a newer release took its place, and generate_and_publish has to run again"
     )
+
+
+def base_of(release: Path) -> Base | None:
+    """Return what a release that lies aside was built on; None if it does not say: it was promoted already."""
+    try:
+        return Base((release / _BUILT_ON).read_text(encoding="utf-8") or None)
+    except FileNotFoundError:
+        return None
 
 
 def unpromoted(releases_dir: Path) -> dict[str, Path]:

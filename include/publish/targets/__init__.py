@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from include.publish.manifest import FileEntry, Manifest
+from include.publish.manifest import Base, FileEntry, Manifest
 from include.schema import BadInputError, HubAccount
 from include.settings import Settings
 
@@ -79,15 +79,17 @@ class Target(Protocol):
         """
         ...
 
-    def push(self, release: Path, manifest: Manifest) -> Pushed:
+    def push(self, release: Path, manifest: Manifest, base: Base | None = None) -> Pushed:
         """Make a verified release the latest one, and read it back; a push that died is continued.
 
         Args:
             release: Its folder; not looked at when the target holds the release already.
             manifest: Its manifest.
+            base: Whose place it may take; None: that of whatever is the latest one when the push begins.
 
         Raises:
-            ReleaseError: If somebody else published meanwhile, or what is there is not what was sent.
+            ReleaseError: If the latest one is not the base, somebody else published meanwhile, or what is there is not
+                what was sent.
         """
         ...
 

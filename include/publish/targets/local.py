@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from include.publish.manifest import FileEntry, Manifest
+from include.publish.manifest import Base, FileEntry, Manifest
 from include.publish.release import latest_manifest, promote, prune_releases
 from include.publish.targets import Pushed
 
@@ -35,13 +35,13 @@ class LocalTarget:
         """See Target: never needed, because releases are built where they lie."""
         raise FileNotFoundError(self.staging / release_id / file.path)
 
-    def push(self, release: Path, manifest: Manifest) -> Pushed:
+    def push(self, release: Path, manifest: Manifest, base: Base | None = None) -> Pushed:
         """See Target."""
         before = self.latest()
         known = {file.sha256 for file in before.files} if before else set()
         kept = [file.bytes for file in manifest.files if file.sha256 in known]
         sent = [file.bytes for file in manifest.files if file.sha256 not in known]
-        promoted = promote(self.staging, manifest.release_id)
+        promoted = promote(self.staging, manifest.release_id, base)
         return Pushed(
             str(promoted), sent_files=len(sent), sent_bytes=sum(sent), kept_files=len(kept), kept_bytes=sum(kept)
         )

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from include.publish.card import CARD_NAME
-from include.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, ReleaseError, is_own_id, is_release_id
+from include.publish.manifest import MANIFEST_NAME, Base, FileEntry, Manifest, ReleaseError, is_own_id, is_release_id
 from include.publish.targets import Pushed
 from include.publish.targets.patience import asked_wait_s
 from include.schema import BadInputError
@@ -121,8 +121,10 @@ class S3Target:
         with self._explained():
             self._client.download_file(self._bucket, self._key(f"{release_id}/{file.path}"), str(path))
 
-    def push(self, release: Path, manifest: Manifest) -> Pushed:
+    def push(self, release: Path, manifest: Manifest, base: Base | None = None) -> Pushed:
         """See Target."""
+        if base is not None:  # before a lock is taken, which a refusal would leave behind
+            base.check(self.uri, manifest.release_id, self._pointer()[0])
         conditional = self._honours_conditions()
         if not conditional:
             log.warning(
@@ -134,6 +136,8 @@ class S3Target:
             if before == manifest.release_id:
                 kept = [file.bytes for file in manifest.files]
                 return Pushed(f"{self.uri}/{before}", kept_files=len(kept), kept_bytes=sum(kept))
+            if base is not None:
+                base.check(self.uri, manifest.release_id, before)
             pushed = self._send(release, manifest, renew_lock=not conditional)
             self._read_back(release, manifest)
             self._point_to(manifest, etag, conditional)
@@ -144,7 +148,8 @@ class S3Target:
         latest, _ = self._pointer()
         if latest is None:
             return []
-        whole, abandoned = [], []
+        whole: list[str] = []
+        abandoned: list[str] = []
         for release_id in self._release_ids():
             # Ids begin with their time. A newer one may be on its way, and is so until `latest.json` names it: another
             # deployment may be about to write that.

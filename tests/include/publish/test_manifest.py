@@ -115,5 +115,5 @@ def test_a_data_file_elsewhere_is_refused(tmp_path: Path, path: str) -> None:
 @pytest.mark.parametrize("release_id", ["../x", "a/b", ".hidden", "latest", "", "x" * 129])
 def test_a_release_id_that_is_no_folder_is_refused(tmp_path: Path, release_id: str) -> None:
     (tmp_path / MANIFEST_NAME).write_text(json.dumps({**json.loads(manifest().to_json()), "release_id": release_id}))
-    with pytest.raises(ReleaseError, match="release_id: .* is no folder name"):
+    with pytest.raises(ReleaseError, match=r"release_id: .* is no folder name"):
         read_manifest(tmp_path)

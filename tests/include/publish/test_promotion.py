@@ -191,6 +191,142 @@ def test_publishing_again_changes_nothing(warehouse: Warehouse, settings: Settin
     assert len(list_releases(warehouse)) == 1
 
 
+def another_deployment(target: Target, staging: Path, request: pytest.FixtureRequest) -> Target:
+    """The same target, as another machine sees it."""
+    if isinstance(target, S3Target):
+        client = request.getfixturevalue("moto").client()
+        return S3Target(target._bucket, target._prefix, staging, client, private=True)
+    assert isinstance(target, HubTarget)
+    account = HubAccount(TOKEN, request.getfixturevalue("hub").endpoint)
+    return HubTarget(target._repository, staging, account, private=True)
+
+
+@pytest.mark.parametrize("target", ["s3", "hub"], indirect=True)
+def test_what_another_deployment_published_meanwhile_is_not_lost(
+    warehouse: Warehouse, settings: Settings, target: Target, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    other = another_deployment(target, tmp_path / "elsewhere", request)
+    waits = merge_release(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]}, target)
+    theirs = merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["meld"]}, other)
+    assert waits and theirs
+    with pytest.raises(
+        ReleaseError,
+        match=rf"{waits['release_id']} was built on no release, but the latest one is {theirs['release_id']} by now; "
+        r".*Run generate_and_publish again",
+    ):
+        publish_release(warehouse, settings, EVERYTHING, target, waits["release_id"], approved=True)
+    latest = target.latest()
+    assert latest and list(latest.sources) == ["ravdess"]
+    # What it says to do: theirs is kept, ours comes to it.
+    assert merge_and_publish(warehouse, settings, EVERYTHING, target)
+    latest = target.latest()
+    assert latest and set(latest.sources) == {"meld", "ravdess"}
+
+
+@pytest.mark.parametrize("target", ["s3", "hub"], indirect=True)
+def test_the_condition_holds_until_the_release_is_the_latest(
+    warehouse: Warehouse,
+    settings: Settings,
+    target: Target,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    other = another_deployment(target, tmp_path / "elsewhere", request)
+    ours = merge_release(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]}, target)
+    assert ours
+    push = target.push
+
+    def overtaken(*arguments: Any) -> Any:
+        merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["meld"]}, other)
+        return push(*arguments)
+
+    monkeypatch.setattr(target, "push", overtaken)
+    with pytest.raises(ReleaseError, match="was built on no release, but the latest one is"):
+        publish_release(warehouse, settings, EVERYTHING, target, ours["release_id"])
+    latest = target.latest()
+    assert latest and list(latest.sources) == ["ravdess"]
+
+
+def test_a_release_of_the_same_content_is_taken_up_on_the_newer_one(
+    warehouse: Warehouse, settings: Settings, moto: S3Server, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    target = s3_target(moto, tmp_path)
+    other = another_deployment(target, tmp_path / "elsewhere", request)
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    ours = merge_release(warehouse, settings, EVERYTHING, target)
+    merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["meld"]}, other)
+    assert ours
+    with pytest.raises(ReleaseError, match="was built on no release"):
+        publish_release(warehouse, settings, EVERYTHING, target, ours["release_id"])
+    again = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert again and again["release_id"] == ours["release_id"]
+    latest = target.latest()
+    assert latest and latest.release_id == ours["release_id"]
+
+
+def test_an_older_release_that_is_published_again_does_not_come_back(
+    warehouse: Warehouse, settings: Settings, tmp_path: Path
+) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    first = merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]}, target)
+    second = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert first and second
+    with pytest.raises(ReleaseError, match=f"published before, and the latest one is {second['release_id']} by now"):
+        publish_release(warehouse, settings, EVERYTHING, target, first["release_id"])
+    assert target.latest() == read_manifest(target.staging / second["release_id"])
+    publish_release(warehouse, settings, {**EVERYTHING, "force": True}, target, first["release_id"])
+    assert target.latest() == read_manifest(target.staging / first["release_id"])
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_promotion_that_died_half_way_is_finished_by_its_retry(
+    warehouse: Warehouse, settings: Settings, target: Target, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    assert merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]}, target)
+    merged = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    assert merged
+    point_latest_to = release_module._point_latest_to
+
+    def dies(promoted: Path) -> None:
+        if after:
+            point_latest_to(promoted)
+        die()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(release_module, "_point_latest_to", dies)
+        with pytest.raises(DiedError):
+            publish_release(warehouse, settings, EVERYTHING, target, merged["release_id"], approved=True)
+    assert publish_release(warehouse, settings, EVERYTHING, target, merged["release_id"], approved=True)
+    latest = target.latest()
+    assert latest and latest.release_id == merged["release_id"]
+    assert latest == read_manifest(target.staging / "latest")
+
+
+def test_a_run_that_was_not_asked_does_not_publish_what_another_was_asked_about(
+    warehouse: Warehouse, settings: Settings, target: Target
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_release(warehouse, settings, EVERYTHING, target)  # its publish fails
+    asked = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)  # somebody says no
+    assert first and asked and first["release_id"] == asked["release_id"] and not first["review"]
+    with pytest.raises(ReleaseError, match=r"by another run, and did not say yes; .* Run generate_and_publish again"):
+        publish_release(warehouse, settings, EVERYTHING, target, first["release_id"], approved=first["review"])
+    assert target.latest() is None
+    publish_release(warehouse, settings, {**EVERYTHING, "force": True}, target, first["release_id"])
+    assert target.latest()
+
+
 def test_what_nobody_approved_is_kept_aside_for_a_later_yes(
     warehouse: Warehouse, settings: Settings, target: Target
 ) -> None:
@@ -206,7 +342,7 @@ def test_what_nobody_approved_is_kept_aside_for_a_later_yes(
     again = merge_release(warehouse, settings, EVERYTHING, target)
     assert again and again["review"] and again["release_id"] == asked["release_id"]
     assert {path: path.stat().st_ino for path in aside.rglob("*.parquet")} == made
-    publish_release(warehouse, settings, EVERYTHING, target, asked["release_id"])
+    publish_release(warehouse, settings, EVERYTHING, target, again["release_id"], approved=again["review"])
     assert target.latest() == read_manifest(target.staging / "latest")
     assert not awaits_review(target.staging / asked["release_id"])
     assert not has_news(warehouse, settings, EVERYTHING, target)
