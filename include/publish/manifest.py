@@ -25,6 +25,10 @@ class ReleaseError(BadInputError):
     """A release cannot be built or is not what its manifest says; the message names the release and the reason."""
 
 
+class UnreadableError(ReleaseError):
+    """The manifest of a target's latest release is not there, or is none of this version."""
+
+
 @dataclass(frozen=True)
 class Base:
     """What a release was built on: the only one, besides itself, whose place it may take.
@@ -255,17 +259,28 @@ def read_manifest(release: Path) -> Manifest:
     """Read the manifest of the release in that folder.
 
     Raises:
-        ReleaseError: If there is none, or it is not a manifest.
+        UnreadableError: If there is none, or it is not a manifest.
     """
     path = release / MANIFEST_NAME
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
-        raise ReleaseError(f"{os.fspath(path)} is not a readable manifest: {error}") from error
+        raise UnreadableError(f"{os.fspath(path)} is not a readable manifest: {error}") from error
+    return parse_manifest(content, os.fspath(path))
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """Return the manifest that these bytes are.
+
+    Raises:
+        UnreadableError: If they are none; calls it by `name`.
+    """
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ReleaseError(
-            f"{os.fspath(path)} is not a manifest of this version: {error.error_count()} faults, the first in {where}: "
+        raise UnreadableError(
+            f"{name} is not a manifest of this version: {error.error_count()} faults, the first in {where}: "
             f"{first['msg']}"
         ) from error

@@ -35,7 +35,7 @@ from include.publish.release import (
     needs_release,
     unpromoted,
 )
-from include.publish.targets import Target, canonical_uri
+from include.publish.targets import Target, canonical_uri, latest_release
 from include.settings import Settings
 from include.sources import RECIPES
 from include.sources.corpus import resolve_corpus
@@ -100,7 +100,7 @@ def check_publishing(
     """
     if target is None or not params["publish"]:
         return
-    latest = target.latest()
+    latest = latest_release(target, force=params["force"])
     selection = Selection.of(params, latest)
     check_licences(target, [name for name in latest_loads(warehouse) if name in RECIPES and selection.takes(name)])
     check_overwrite(
@@ -117,7 +117,7 @@ def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any]
     """Whether `merge_release` would make a release if it were called now, or finish one."""
     if target is None or not params["publish"]:
         return False
-    manifest = target.latest()
+    manifest = latest_release(target, force=params["force"])
     if manifest is not None and not is_recorded(warehouse, target.uri, manifest.release_id):
         return True  # the run that made it died before it could say so
     content = _content(warehouse, settings, Selection.of(params, manifest), manifest)
@@ -135,13 +135,14 @@ def merge_release(
 
     Raises:
         BadInputError: If a guard refuses it.
-        ReleaseError: If a gate fails, nothing is left of a source of the latest release, a corpus is no longer what was
-            staged, or the release does not read back as planned. The latest release is as it was.
+        ReleaseError: If the latest release cannot be read, a gate fails, nothing is left of a source of the latest
+            release, a corpus is no longer what was staged, or the release does not read back as planned. The latest
+            release is as it was.
     """
     if target is None or not params["publish"]:
         log.info("this run was asked not to publish")
         return None
-    manifest = target.latest()
+    manifest = latest_release(target, force=params["force"])
     selection = Selection.of(params, manifest)
     if manifest is not None:
         settle(warehouse, target, manifest)

@@ -12,7 +12,7 @@ from typing import Any
 from include.publish.guards import check_licences, check_overwrite
 from include.publish.manifest import AGAIN, Base, Manifest, ReleaseError, read_manifest
 from include.publish.release import awaits_review, base_of, find_release, promote, prune_releases
-from include.publish.targets import Pushed, Target, canonical_uri
+from include.publish.targets import Pushed, Target, canonical_uri, latest_release
 from include.settings import Settings
 from include.storage.releases import is_recorded, record_release
 from include.storage.warehouse import Warehouse
@@ -52,7 +52,7 @@ def publish_release(
     """
     folder = find_release(target.staging, release_id)
     manifest = read_manifest(folder)
-    latest = target.latest()
+    latest = latest_release(target, force=params["force"])
     check_licences(target, manifest.sources)
     base: Base | None = Base(release_id)
     if latest is None or latest.release_id != release_id:

@@ -165,16 +165,17 @@ class Release:
 
 
 def latest_manifest(releases_dir: Path) -> Manifest | None:
-    """Return the latest release's manifest; None if there is no release, or none that can be read.
+    """Return the manifest of the release that `latest` names; None if there is no release, or none that can be read.
 
-    An unreadable manifest (a release removed by hand, say) costs a full build; refusing would cost every later one.
+    For what only saves work: an unreadable one costs a full build. Whether there is one that must not be lost is
+    `Target.latest` to say.
     """
     if not (releases_dir / LATEST).exists():
         return None
     try:
         return read_manifest(releases_dir / LATEST)
     except ReleaseError as error:
-        log.warning("the next release is built from scratch: %s", error)
+        log.warning("no files are taken over from the latest release: %s", error)
         return None
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from include.publish.manifest import Base, FileEntry, Manifest
-from include.publish.release import latest_manifest, promote, prune_releases
+from include.publish.manifest import Base, FileEntry, Manifest, read_manifest
+from include.publish.release import LATEST, latest_manifest, promote, prune_releases
 from include.publish.targets import Pushed
 
 
@@ -25,7 +25,9 @@ class LocalTarget:
 
     def latest(self) -> Manifest | None:
         """See Target."""
-        return latest_manifest(self.staging)
+        latest = self.staging / LATEST
+        # A link that leads nowhere is a release that was lost, not one that never was.
+        return read_manifest(latest) if latest.exists() or latest.is_symlink() else None
 
     def is_public(self) -> bool:
         """See Target: who may read a folder is for its owner to say."""
@@ -37,7 +39,7 @@ class LocalTarget:
 
     def push(self, release: Path, manifest: Manifest, base: Base | None = None) -> Pushed:
         """See Target."""
-        before = self.latest()
+        before = latest_manifest(self.staging)  # only to count
         known = {file.sha256 for file in before.files} if before else set()
         kept = [file.bytes for file in manifest.files if file.sha256 in known]
         sent = [file.bytes for file in manifest.files if file.sha256 not in known]

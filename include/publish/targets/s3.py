@@ -16,16 +16,24 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from include.publish.card import CARD_NAME
-from include.publish.manifest import MANIFEST_NAME, Base, FileEntry, Manifest, ReleaseError, is_own_id, is_release_id
+from include.publish.manifest import (
+    MANIFEST_NAME,
+    Base,
+    FileEntry,
+    Manifest,
+    ReleaseError,
+    UnreadableError,
+    is_own_id,
+    is_release_id,
+    parse_manifest,
+)
 from include.publish.targets import Pushed
 from include.publish.targets.patience import asked_wait_s
 from include.schema import BadInputError
@@ -86,14 +94,16 @@ class S3Target:
     def latest(self) -> Manifest | None:
         """See Target."""
         release_id, _ = self._pointer()
-        content = self._read(f"{release_id}/{MANIFEST_NAME}") if release_id else None
+        if release_id is None:
+            return None
+        name = f"{release_id}/{MANIFEST_NAME}"
+        content = self._read(name)
         if content is None:
-            return None
-        try:
-            return Manifest.model_validate_json(content)
-        except ValidationError as error:
-            log.warning("%s: the next release is built from scratch: %s", self.uri, error)
-            return None
+            raise UnreadableError(f"{POINTER} names {release_id}, but there is no {name}")
+        manifest = parse_manifest(content, name)
+        if manifest.release_id != release_id:
+            raise UnreadableError(f"{name} is the manifest of {manifest.release_id}")
+        return manifest
 
     def is_public(self) -> bool:
         """See Target; what the server does not tell is taken from the setting."""
@@ -168,7 +178,9 @@ class S3Target:
     def _send(self, release: Path, manifest: Manifest, *, renew_lock: bool) -> Pushed:
         """Bring all files to the release's prefix, the manifest last; returns what had to be done for it."""
         self._abort_uploads(manifest.release_id)
-        before = self.latest()
+        before = None
+        with suppress(UnreadableError):  # then everything is sent
+            before = self.latest()
         known = {file.sha256: f"{before.release_id}/{file.path}" for file in before.files} if before else {}
         sizes: dict[str, list[int]] = {"sent": [], "copied": [], "kept": []}
         for entry in manifest.files:
