@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from include.publish import gates
 from include.publish.guards import Selection, check_licences, check_overwrite
-from include.publish.manifest import Manifest, ReleaseError, read_manifest
+from include.publish.manifest import Manifest, ReleaseError
 from include.publish.mirror import mirror_latest
 from include.publish.parquet import WRITER_VERSION, AudioReader
 from include.publish.promotion import settle, summary
@@ -33,7 +33,6 @@ from include.publish.release import (
     build_aside,
     clear_review,
     needs_release,
-    unpromoted,
 )
 from include.publish.targets import Target, canonical_uri, latest_release
 from include.settings import Settings
@@ -159,7 +158,7 @@ def merge_release(
     if manifest is not None and not needs_release(manifest, content.fingerprints):
         log.info("release %s of %s holds just this already", manifest.release_id, target.uri)
         return None
-    plan = _plan(warehouse, settings, selection, content, manifest, target)
+    plan = _plan(warehouse, settings, selection, content, manifest)
     check_licences(target, plan.sources)
     check_overwrite(
         target,
@@ -250,11 +249,10 @@ def _plan(
     selection: Selection,
     content: _Content,
     latest: Manifest | None,
-    target: Target,
 ) -> ReleasePlan:
     """Say what the release is to hold, besides its rows."""
     loads = latest_loads(warehouse)
-    release_id, created_at = _identity(target, content.fingerprints, selection.narrowed)
+    release_id, created_at = _identity(content.fingerprints, selection.narrowed)
     hashes = {
         name: {mode: _only(release_id, name, mode, found) for mode, found in contents.mode_hashes.items()}
         for name, contents in content.complete.items()
@@ -355,18 +353,12 @@ def _kept_part(name: str, latest: Manifest) -> SourcePlan:
     )
 
 
-def _identity(target: Target, fingerprints: Mapping[str, str], narrowed: str | None) -> tuple[str, datetime]:
-    """Name a release by its time and content.
-
-    One of the same content that was built but not promoted is taken up again: its run died, or nobody approved it.
-    """
+def _identity(fingerprints: Mapping[str, str], narrowed: str | None) -> tuple[str, datetime]:
+    """Name a release by its time and content; by the latter `build_aside` finds one that was built already."""
     joined = "\n".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
     if narrowed:  # a trial is not the dataset, even if it happens to hold all of it
         joined += f"\n{narrowed}"
     content = hashlib.sha256(f"{WRITER_VERSION}\n{joined}".encode()).hexdigest()[:12]
-    for release_id, path in unpromoted(target.staging).items():
-        if release_id.endswith(f"-{content}"):
-            return release_id, read_manifest(path).created_at
     created_at = datetime.now(UTC).replace(microsecond=0)
     return f"{created_at:%Y%m%dT%H%M%SZ}-{content}", created_at
 

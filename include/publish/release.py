@@ -74,6 +74,7 @@ log = logging.getLogger(__name__)
 LATEST = "latest"
 _BUILDING = ".building-"
 _BUILT = ".built-"
+_DAMAGED = "-damaged"
 _REVIEW = ".review"
 _BUILT_ON = ".built-on"
 _LOCK = ".lock"
@@ -215,8 +216,9 @@ def build_aside(
 ) -> Release:
     """Build and verify a release, and leave it aside for `promote`.
 
-    A release of that id with the same sources that lies aside, or was promoted by a run that died then, is taken as it
-    is. Others that lie aside are removed: what they hold is out of date. If one of them awaits a review, so does this.
+    A release of the same content that lies aside, or was promoted by a run that died then, is taken as it is, with its
+    id: its run died, nobody approved it, or it built while we waited for the lock. Others that lie aside are removed:
+    what they hold is out of date. If one of them awaits a review, so does this.
 
     Args:
         releases_dir: Folder of all releases; made if it is not there.
@@ -232,18 +234,18 @@ def build_aside(
             back as planned. The releases that were there are untouched, then and after any other error.
     """
     _check_plan(plan)
-    aside = releases_dir / f"{_BUILT}{plan.release_id}"
     with _only_builder(releases_dir):
         for stale in releases_dir.glob(f"{_BUILDING}*"):  # we hold the lock: its builder is dead
             log.warning("removing %s, left by a build that died", stale.name)
             shutil.rmtree(stale)
-        outdated = [old for old in releases_dir.glob(f"{_BUILT}*") if old != aside]
-        asked = [old for old in outdated if awaits_review(old)]
-        for old in outdated:
-            if old not in asked:
+        plan = _taking_up(releases_dir, plan)
+        aside = releases_dir / f"{_BUILT}{plan.release_id}"
+        for old in releases_dir.glob(f"{_BUILT}*"):
+            if old != aside and not awaits_review(old):
                 _remove_outdated(old)
         require(plan.gates, plan.release_id)
         release = _finished_before(releases_dir, plan) or _build(releases_dir, aside, plan, rows, audio)
+        asked = [old for old in releases_dir.glob(f"{_BUILT}*") if old != aside]
         if asked:  # one changed row makes no yes of a no; should we die before, the old one still says so
             ask_for_review(release.path)
         for old in asked:
@@ -480,6 +482,21 @@ def _remove_outdated(old: Path) -> None:
     _remove(old)
 
 
+def _taking_up(releases_dir: Path, plan: ReleasePlan) -> ReleasePlan:
+    """The plan, with the id of a release of the same content that is whole and `latest` has not come to, if any.
+
+    Asked under the lock: a merge that waited for another one then takes up what that built, and does not remove it.
+    """
+    content = plan.release_id.rpartition("-")[2]
+    for release_id, path in unpromoted(releases_dir).items() if is_own_id(plan.release_id) else ():
+        if release_id.endswith(f"-{content}"):
+            try:
+                return replace(plan, release_id=release_id, created_at=read_manifest(path).created_at)
+            except ReleaseError as error:
+                log.warning("built anew: %s", error)
+    return plan
+
+
 def _finished_before(releases_dir: Path, plan: ReleasePlan) -> Release | None:
     """The release that an earlier run of the same plan built; None if there is none that is whole."""
     promoted, aside = releases_dir / plan.release_id, releases_dir / f"{_BUILT}{plan.release_id}"
@@ -492,7 +509,11 @@ def _finished_before(releases_dir: Path, plan: ReleasePlan) -> Release | None:
         if there == promoted:
             raise
         log.warning("built anew: %s", error)
-        _remove(aside)
+        damaged = releases_dir / f"{aside.name}{_DAMAGED}"
+        if awaits_review(aside) and not damaged.exists():
+            aside.rename(damaged)  # until the new one says that it awaits a review too
+        else:
+            _remove(aside)
         return None
     if needs_release(manifest, plan.fingerprints):
         raise ReleaseError(f"{there} exists and holds other rows; give this release another id")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,13 +17,21 @@ from uuid import uuid4
 import pytest
 from huggingface_hub import constants
 
+from include.publish import merge as merge_module
 from include.publish import promotion
 from include.publish import release as release_module
 from include.publish.guards import LicenceError
 from include.publish.manifest import UnreadableError, read_manifest
 from include.publish.merge import check_publishing, has_news, merge_release
 from include.publish.promotion import publish_release, size
-from include.publish.release import ReleaseError, awaits_review, promoted_releases, unpromoted, verify_release
+from include.publish.release import (
+    ReleaseError,
+    ReleasePlan,
+    awaits_review,
+    promoted_releases,
+    unpromoted,
+    verify_release,
+)
 from include.publish.targets import Target
 from include.publish.targets.hub import HubTarget
 from include.publish.targets.s3 import S3Target
@@ -426,6 +438,77 @@ def test_a_damaged_release_that_lay_aside_is_built_anew(
     second = merge_and_publish(warehouse, settings, EVERYTHING, target)
     assert second and second["release_id"] == first["release_id"]
     verify_release(target.staging / "latest")
+
+
+@pytest.mark.parametrize("damage", [b"{", None])
+def test_a_release_that_lay_aside_and_cannot_be_read_is_built_anew(
+    warehouse: Warehouse, settings: Settings, target: Target, damage: bytes | None
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    assert first
+    manifest = Path(first["aside"]) / "manifest.json"
+    # As one of an earlier version, that lacks a field, or damaged altogether.
+    manifest.write_bytes(damage or manifest.read_bytes().replace(b'"gates"', b'"doors"'))
+    second = merge_release(warehouse, settings, EVERYTHING, target)
+    assert second and second["review"]  # who was asked has not said yes to this one either
+    assert list(unpromoted(target.staging)) == [second["release_id"]]
+    assert [path.name for path in target.staging.glob(".built-*")] == [f".built-{second['release_id']}"]
+    publish_release(warehouse, settings, EVERYTHING, target, second["release_id"], approved=True)
+    verify_release(target.staging / "latest")
+
+
+def test_a_damaged_release_that_was_rejected_awaits_a_yes_although_its_rebuilding_died(
+    warehouse: Warehouse, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    assert first
+    (file,) = Path(first["aside"]).rglob("*.parquet")
+    file.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(release_module, "_build", die)
+        with pytest.raises(DiedError):
+            merge_release(warehouse, settings, EVERYTHING, target)
+    second = merge_release(warehouse, settings, EVERYTHING, target)
+    assert second and second["review"]
+    assert [path.name for path in target.staging.glob(".built-*")] == [f".built-{second['release_id']}"]
+
+
+def test_two_merges_at_once_build_one_release(
+    warehouse: Warehouse, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    built: list[str] = []
+    begun, plans = threading.Event(), threading.Barrier(2)
+    build, build_aside = release_module._build, merge_module.build_aside
+
+    def built_slowly(*arguments: Any) -> Any:
+        built.append(arguments[2].release_id)
+        begun.wait(60)
+        return build(*arguments)
+
+    def planned_by_both(staging: Path, plan: ReleasePlan, *arguments: Any) -> Any:
+        if plans.wait(60):  # one of them a second later
+            moment = plan.created_at + timedelta(seconds=1)
+            content = plan.release_id.rpartition("-")[2]
+            plan = replace(plan, release_id=f"{moment:%Y%m%dT%H%M%SZ}-{content}", created_at=moment)
+        begun.set()
+        return build_aside(staging, plan, *arguments)
+
+    monkeypatch.setattr(release_module, "_build", built_slowly)
+    monkeypatch.setattr(merge_module, "build_aside", planned_by_both)
+    with ThreadPoolExecutor(2) as pool:
+        merging = [pool.submit(merge_release, warehouse, settings, EVERYTHING, target) for _ in range(2)]
+        merged = [each.result(timeout=120) for each in merging]
+    assert [each["release_id"] for each in merged if each] == built * 2
+    for _ in merged:
+        publish_release(warehouse, settings, EVERYTHING, target, built[0])
 
 
 @pytest.mark.parametrize("damage", ["lost", "damaged"])
