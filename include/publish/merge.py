@@ -41,6 +41,7 @@ from include.sources.corpus import resolve_corpus
 from include.sources.reader import audio_reader
 from include.storage.generation import count_verdicts, coverage, previous_quality
 from include.storage.releases import (
+    SourceChangedError,
     SourceContents,
     SourceQuery,
     is_recorded,
@@ -137,6 +138,7 @@ def merge_release(
         ReleaseError: If the latest release cannot be read, a gate fails, nothing is left of a source of the latest
             release, a corpus is no longer what was staged, or the release does not read back as planned. The latest
             release is as it was.
+        SourceChangedError: If a source was ingested or written meanwhile; nothing is left of the release.
     """
     if target is None or not params["publish"]:
         log.info("this run was asked not to publish")
@@ -214,6 +216,11 @@ def _content(warehouse: Warehouse, settings: Settings, selection: Selection, man
     waiting = [name for name in generated if name in pending]
     found = {name: source_contents(warehouse, _query(name, selection)) for name in sources if name not in pending}
     complete = {name: contents for name, contents in found.items() if contents}
+    changing = sorted({row["source"] for row in covered if not row["pending"] and _is_other(row, found)})
+    if changing:  # counted, then read: an ingest in between would pass for a complete source
+        raise SourceChangedError(
+            f"{', '.join(changing)}: changed while their rows were counted; the next try counts anew"
+        )
     published = manifest.fingerprints if manifest else {}
     missing = [name for name in published if selection.takes(name) and name not in (*complete, *waiting)]
     unstaged = [name for name in missing if name in RECIPES and name not in sources]
@@ -230,6 +237,15 @@ def _content(warehouse: Warehouse, settings: Settings, selection: Selection, man
         kept={name: published[name] for name in (*waiting, *unstaged) if name in published},
         coverage=[row for row in covered if row["source"] not in pending],
     )
+
+
+def _is_other(counted: Mapping[str, Any], found: Mapping[str, SourceContents | None]) -> bool:
+    """Whether the accepted rows of a source and mode are not as many as were counted; a source that waits has none."""
+    if counted["source"] not in found:
+        return False
+    contents = found[counted["source"]]
+    rows = sum(split.get(counted["mode"], 0) for split in contents.rows.values()) if contents else 0
+    return rows != int(counted["accepted"])
 
 
 def _query(source: str, selection: Selection) -> SourceQuery:
@@ -371,7 +387,7 @@ def _rows_of(warehouse: Warehouse, selection: Selection, content: _Content) -> C
                 f"{source} is not {lacks}, and its files in the latest release cannot be used again; "
                 f"run {first}generate_and_publish until nothing of it is pending"
             )
-        return published_rows(warehouse, _query(source, selection))
+        return published_rows(warehouse, _query(source, selection), content.complete[source].fingerprint)
 
     return rows
 
@@ -383,6 +399,8 @@ def _audio_of(warehouse: Warehouse, settings: Settings) -> Callable[[str], Audio
         corpus = resolve_corpus(RECIPES[source], settings.hub, revision=loads[source]["revision"])
         there = {file.path: file.blob_id for file in corpus.files}
         changed = [path for path, blob_id in staged_files(warehouse, source).items() if there.get(path) != blob_id]
+        if changed and latest_loads(warehouse, source)[source]["load_id"] != loads[source]["load_id"]:
+            raise SourceChangedError(f"{source} was ingested after its release was planned; the next try plans it anew")
         if changed:
             raise ReleaseError(
                 f"{source}: {', '.join(sorted(changed)[:3])} changed since it was staged ({len(changed)} files in "

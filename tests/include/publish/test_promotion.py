@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
@@ -35,9 +36,9 @@ from include.publish.release import (
 from include.publish.targets import Target
 from include.publish.targets.hub import HubTarget
 from include.publish.targets.s3 import S3Target
-from include.schema import HubAccount
+from include.schema import BadInputError, HubAccount
 from include.settings import Settings
-from include.storage.releases import list_releases
+from include.storage.releases import SourceChangedError, list_releases
 from include.storage.warehouse import Warehouse
 from tests.conftest import SAMPLES
 from tests.hub_server import TOKEN, HubServer
@@ -438,6 +439,67 @@ def test_a_damaged_release_that_lay_aside_is_built_anew(
     second = merge_and_publish(warehouse, settings, EVERYTHING, target)
     assert second and second["release_id"] == first["release_id"]
     verify_release(target.staging / "latest")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update generation.responses set response = 'corrected ' || response where source = 'meld'",
+        "update staging.samples set blob_id = 'other' where source = 'meld'",
+    ],
+    ids=["responses", "files"],
+)
+def test_a_source_that_changes_while_its_release_is_made_is_read_again_by_the_retry(
+    warehouse: Warehouse, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    build_aside = merge_module.build_aside
+
+    def meanwhile(staging: Path, plan: ReleasePlan, rows: Any, audio: Any) -> Any:
+        with warehouse.connection() as connection:
+            connection.execute(change)  # as many rows as before
+            connection.execute("update staging.loads set load_id = load_id || '2' where source = 'meld'")
+        return build_aside(staging, plan, rows, audio)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_module, "build_aside", meanwhile)
+        with pytest.raises(SourceChangedError, match=r"meld was (changed|ingested) after its release was planned"):
+            merge_release(warehouse, settings, EVERYTHING, target)
+    assert not issubclass(SourceChangedError, BadInputError)  # so Airflow tries it again
+    assert [path.name for path in target.staging.iterdir()] == [".lock"]
+    if "responses" in change:
+        published = merge_and_publish(warehouse, settings, EVERYTHING, target)
+        assert published
+        (file,) = (target.staging / "latest" / "data" / "meld").glob("*.parquet")
+        texts = pq.read_table(file, columns=["sift_response"])["sift_response"].to_pylist()
+        assert all(text.startswith("corrected ") for text in texts)
+
+
+def test_a_source_that_changes_while_it_is_counted_does_not_pass_for_complete(
+    warehouse: Warehouse, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    coverage = merge_module.coverage
+
+    def then_ingested(*arguments: Any) -> Any:
+        counted = coverage(*arguments)
+        with warehouse.connection() as connection:  # one sample's text is another now, and its prompts are not planned
+            connection.execute(
+                "update staging.samples set row_hash = 'x' where source = 'meld' and sample_id = "
+                "(select min(sample_id) from staging.samples where source = 'meld')"
+            )
+        return counted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_module, "coverage", then_ingested)
+        with pytest.raises(SourceChangedError, match="meld: changed while their rows were counted"):
+            merge_release(warehouse, settings, EVERYTHING, target)
+    merged = merge_release(warehouse, settings, EVERYTHING, target)
+    assert merged and merged["waiting"] == ["meld"] and list(merged["rows"]) == ["ravdess"]
 
 
 @pytest.mark.parametrize("damage", [b"{", None])
