@@ -124,8 +124,8 @@ PARAMS = {
         False,
         type="boolean",
         title="Force",
-        description="Let a release of some samples, some modes, another model or fewer sources replace the target's; "
-        "publish without review what was not approved",
+        description="Let a release of some samples, some modes, another model or fewer sources replace the target's, "
+        "or one that it was not built on; publish without review what was not approved",
         section="Publish",
     ),
 }
@@ -250,7 +250,14 @@ def generate_and_publish() -> None:
             from include.publish.promotion import publish_release
 
             release_id = release["release_id"]
-            published = publish_release(warehouse("publish"), get_settings(), params, _target(params), release_id)
+            published = publish_release(
+                warehouse("publish"),
+                get_settings(),
+                params,
+                _target(params),
+                release_id,
+                approved=release["review"],  # then `approve` asked, and a no would have skipped this task
+            )
             leave_note(f"Published {release_id} on {params['target']}.")
             return published
 

@@ -6,20 +6,61 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from include.schema import BadInputError, Task, merge_counts
 
 MANIFEST_NAME = "manifest.json"
 
 _OWN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{12}")
+_RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
+_DATA_PATH = re.compile(r"data(/[A-Za-z0-9_][A-Za-z0-9._+-]*)+")
 
 
 class ReleaseError(BadInputError):
     """A release cannot be built or is not what its manifest says; the message names the release and the reason."""
+
+
+class UnreadableError(ReleaseError):
+    """The manifest of a target's latest release is not there, or is none of this version."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a release was built on: the only one, besides itself, whose place it may take.
+
+    Attributes:
+        release_id: The target's latest release when it was built; None: the target had none.
+    """
+
+    release_id: str | None
+
+    def check(self, uri: str, release_id: str, latest: str | None) -> None:
+        """Refuse to put a release in the place of one that it does not know.
+
+        Args:
+            uri: The target.
+            release_id: What is to be published.
+            latest: What the target's readers get now; None: nothing.
+
+        Raises:
+            ReleaseError: If that is neither the base nor the release itself.
+        """
+        if latest not in (self.release_id, release_id):
+            raise ReleaseError(
+                f"{uri}: release {release_id} was built on {self.release_id or 'no release'}, but the latest one is "
+                f"{latest or 'none'} by now; what that holds would be lost, so nothing was published. {AGAIN}"
+            )
+
+
+AGAIN = (
+    "Run generate_and_publish again: nothing is generated again, the release is merged on the latest one. "
+    "With force=true it takes the latest one's place as it is"
+)
 
 
 def is_own_id(name: str) -> bool:
@@ -30,11 +71,33 @@ def is_own_id(name: str) -> bool:
     return _OWN_ID.fullmatch(name) is not None
 
 
+def is_release_id(name: str) -> bool:
+    """Tell whether a release's folder may have this name."""
+    return _RELEASE_ID.fullmatch(name) is not None and name != "latest"
+
+
+def _release_id(name: str) -> str:
+    if not is_release_id(name):
+        raise ValueError(f"{name[:200]!r} is no folder name of letters, digits and ._+-")
+    return name
+
+
+def _data_path(path: str) -> str:
+    if not _DATA_PATH.fullmatch(path):
+        raise ValueError(f"{path[:200]!r} is no path of names of letters, digits and ._+- below data/")
+    return path
+
+
+# A manifest may come from a target that others can write to, and what it names is written to and read on this machine.
+DataPath = Annotated[str, AfterValidator(_data_path)]
+ReleaseId = Annotated[str, AfterValidator(_release_id)]
+
+
 class FileEntry(BaseModel):
     """One data file.
 
     Attributes:
-        path: Path within the release, with "/".
+        path: Path within the release, with "/", below data/.
         rows: Records in it.
         bytes: Its size.
         sha256: Hex digest of its bytes.
@@ -42,7 +105,7 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    path: str
+    path: DataPath
     rows: int = Field(ge=1)
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -161,7 +224,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    release_id: str
+    release_id: ReleaseId
     created_at: AwareDatetime
     writer_version: int
     sources: dict[str, SourceEntry]
@@ -196,17 +259,28 @@ def read_manifest(release: Path) -> Manifest:
     """Read the manifest of the release in that folder.
 
     Raises:
-        ReleaseError: If there is none, or it is not a manifest.
+        UnreadableError: If there is none, or it is not a manifest.
     """
     path = release / MANIFEST_NAME
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
-        raise ReleaseError(f"{os.fspath(path)} is not a readable manifest: {error}") from error
+        raise UnreadableError(f"{os.fspath(path)} is not a readable manifest: {error}") from error
+    return parse_manifest(content, os.fspath(path))
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """Return the manifest that these bytes are.
+
+    Raises:
+        UnreadableError: If they are none; calls it by `name`.
+    """
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise ReleaseError(
-            f"{os.fspath(path)} is not a manifest of this version: {error.error_count()} faults, the first in {where}: "
+        raise UnreadableError(
+            f"{name} is not a manifest of this version: {error.error_count()} faults, the first in {where}: "
             f"{first['msg']}"
         ) from error

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from include.publish import gates
 from include.publish.guards import Selection, check_licences, check_overwrite
-from include.publish.manifest import Manifest, ReleaseError, read_manifest
+from include.publish.manifest import Manifest, ReleaseError
 from include.publish.mirror import mirror_latest
 from include.publish.parquet import WRITER_VERSION, AudioReader
 from include.publish.promotion import settle, summary
@@ -33,15 +33,15 @@ from include.publish.release import (
     build_aside,
     clear_review,
     needs_release,
-    unpromoted,
 )
-from include.publish.targets import Target, canonical_uri
+from include.publish.targets import Target, canonical_uri, latest_release
 from include.settings import Settings
 from include.sources import RECIPES
 from include.sources.corpus import resolve_corpus
 from include.sources.reader import audio_reader
 from include.storage.generation import count_verdicts, coverage, previous_quality
 from include.storage.releases import (
+    SourceChangedError,
     SourceContents,
     SourceQuery,
     is_recorded,
@@ -100,7 +100,7 @@ def check_publishing(
     """
     if target is None or not params["publish"]:
         return
-    latest = target.latest()
+    latest = latest_release(target, force=params["force"])
     selection = Selection.of(params, latest)
     check_licences(target, [name for name in latest_loads(warehouse) if name in RECIPES and selection.takes(name)])
     check_overwrite(
@@ -117,7 +117,7 @@ def has_news(warehouse: Warehouse, settings: Settings, params: Mapping[str, Any]
     """Whether `merge_release` would make a release if it were called now, or finish one."""
     if target is None or not params["publish"]:
         return False
-    manifest = target.latest()
+    manifest = latest_release(target, force=params["force"])
     if manifest is not None and not is_recorded(warehouse, target.uri, manifest.release_id):
         return True  # the run that made it died before it could say so
     content = _content(warehouse, settings, Selection.of(params, manifest), manifest)
@@ -135,13 +135,15 @@ def merge_release(
 
     Raises:
         BadInputError: If a guard refuses it.
-        ReleaseError: If a gate fails, nothing is left of a source of the latest release, a corpus is no longer what was
-            staged, or the release does not read back as planned. The latest release is as it was.
+        ReleaseError: If the latest release cannot be read, a gate fails, nothing is left of a source of the latest
+            release, a corpus is no longer what was staged, or the release does not read back as planned. The latest
+            release is as it was.
+        SourceChangedError: If a source was ingested or written meanwhile; nothing is left of the release.
     """
     if target is None or not params["publish"]:
         log.info("this run was asked not to publish")
         return None
-    manifest = target.latest()
+    manifest = latest_release(target, force=params["force"])
     selection = Selection.of(params, manifest)
     if manifest is not None:
         settle(warehouse, target, manifest)
@@ -158,7 +160,7 @@ def merge_release(
     if manifest is not None and not needs_release(manifest, content.fingerprints):
         log.info("release %s of %s holds just this already", manifest.release_id, target.uri)
         return None
-    plan = _plan(warehouse, settings, selection, content, manifest, target)
+    plan = _plan(warehouse, settings, selection, content, manifest)
     check_licences(target, plan.sources)
     check_overwrite(
         target,
@@ -214,6 +216,11 @@ def _content(warehouse: Warehouse, settings: Settings, selection: Selection, man
     waiting = [name for name in generated if name in pending]
     found = {name: source_contents(warehouse, _query(name, selection)) for name in sources if name not in pending}
     complete = {name: contents for name, contents in found.items() if contents}
+    changing = sorted({row["source"] for row in covered if not row["pending"] and _is_other(row, found)})
+    if changing:  # counted, then read: an ingest in between would pass for a complete source
+        raise SourceChangedError(
+            f"{', '.join(changing)}: changed while their rows were counted; the next try counts anew"
+        )
     published = manifest.fingerprints if manifest else {}
     missing = [name for name in published if selection.takes(name) and name not in (*complete, *waiting)]
     unstaged = [name for name in missing if name in RECIPES and name not in sources]
@@ -230,6 +237,15 @@ def _content(warehouse: Warehouse, settings: Settings, selection: Selection, man
         kept={name: published[name] for name in (*waiting, *unstaged) if name in published},
         coverage=[row for row in covered if row["source"] not in pending],
     )
+
+
+def _is_other(counted: Mapping[str, Any], found: Mapping[str, SourceContents | None]) -> bool:
+    """Whether the accepted rows of a source and mode are not as many as were counted; a source that waits has none."""
+    if counted["source"] not in found:
+        return False
+    contents = found[counted["source"]]
+    rows = sum(split.get(counted["mode"], 0) for split in contents.rows.values()) if contents else 0
+    return rows != int(counted["accepted"])
 
 
 def _query(source: str, selection: Selection) -> SourceQuery:
@@ -249,11 +265,10 @@ def _plan(
     selection: Selection,
     content: _Content,
     latest: Manifest | None,
-    target: Target,
 ) -> ReleasePlan:
     """Say what the release is to hold, besides its rows."""
     loads = latest_loads(warehouse)
-    release_id, created_at = _identity(target, content.fingerprints, selection.narrowed)
+    release_id, created_at = _identity(content.fingerprints, selection.narrowed)
     hashes = {
         name: {mode: _only(release_id, name, mode, found) for mode, found in contents.mode_hashes.items()}
         for name, contents in content.complete.items()
@@ -283,6 +298,7 @@ def _plan(
         generator=generator,
         modes=current,
         narrowed=selection.narrowed,
+        built_on=latest.release_id if latest else None,
         verdicts={mode: counts for mode, counts in verdicts.items() if mode in selection.modes},
         quality=previous_quality(warehouse, ""),
         labels=label_distribution(warehouse, complete, selection.max_samples),
@@ -353,18 +369,12 @@ def _kept_part(name: str, latest: Manifest) -> SourcePlan:
     )
 
 
-def _identity(target: Target, fingerprints: Mapping[str, str], narrowed: str | None) -> tuple[str, datetime]:
-    """Name a release by its time and content.
-
-    One of the same content that was built but not promoted is taken up again: its run died, or nobody approved it.
-    """
+def _identity(fingerprints: Mapping[str, str], narrowed: str | None) -> tuple[str, datetime]:
+    """Name a release by its time and content; by the latter `build_aside` finds one that was built already."""
     joined = "\n".join(f"{name} {fingerprints[name]}" for name in sorted(fingerprints))
     if narrowed:  # a trial is not the dataset, even if it happens to hold all of it
         joined += f"\n{narrowed}"
     content = hashlib.sha256(f"{WRITER_VERSION}\n{joined}".encode()).hexdigest()[:12]
-    for release_id, path in unpromoted(target.staging).items():
-        if release_id.endswith(f"-{content}"):
-            return release_id, read_manifest(path).created_at
     created_at = datetime.now(UTC).replace(microsecond=0)
     return f"{created_at:%Y%m%dT%H%M%SZ}-{content}", created_at
 
@@ -377,7 +387,7 @@ def _rows_of(warehouse: Warehouse, selection: Selection, content: _Content) -> C
                 f"{source} is not {lacks}, and its files in the latest release cannot be used again; "
                 f"run {first}generate_and_publish until nothing of it is pending"
             )
-        return published_rows(warehouse, _query(source, selection))
+        return published_rows(warehouse, _query(source, selection), content.complete[source].fingerprint)
 
     return rows
 
@@ -389,6 +399,8 @@ def _audio_of(warehouse: Warehouse, settings: Settings) -> Callable[[str], Audio
         corpus = resolve_corpus(RECIPES[source], settings.hub, revision=loads[source]["revision"])
         there = {file.path: file.blob_id for file in corpus.files}
         changed = [path for path, blob_id in staged_files(warehouse, source).items() if there.get(path) != blob_id]
+        if changed and latest_loads(warehouse, source)[source]["load_id"] != loads[source]["load_id"]:
+            raise SourceChangedError(f"{source} was ingested after its release was planned; the next try plans it anew")
         if changed:
             raise ReleaseError(
                 f"{source}: {', '.join(sorted(changed)[:3])} changed since it was staged ({len(changed)} files in "

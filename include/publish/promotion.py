@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from include.publish.guards import check_licences, check_overwrite
-from include.publish.manifest import Manifest, ReleaseError, read_manifest
-from include.publish.release import find_release, promote, prune_releases
-from include.publish.targets import Pushed, Target, canonical_uri
+from include.publish.manifest import AGAIN, Base, Manifest, ReleaseError, read_manifest
+from include.publish.release import awaits_review, base_of, find_release, promote, prune_releases
+from include.publish.targets import Pushed, Target, canonical_uri, latest_release
 from include.settings import Settings
 from include.storage.releases import is_recorded, record_release
 from include.storage.warehouse import Warehouse
@@ -20,24 +21,42 @@ log = logging.getLogger(__name__)
 
 
 def publish_release(
-    warehouse: Warehouse, settings: Settings, params: Mapping[str, Any], target: Target, release_id: str
+    warehouse: Warehouse,
+    settings: Settings,
+    params: Mapping[str, Any],
+    target: Target,
+    release_id: str,
+    *,
+    approved: bool = False,
 ) -> dict[str, Any]:
     """Promote a release that was built and verified, record it, and remove old ones.
 
-    Doing it again, after it died at any moment, does the rest.
+    Doing it again, after it died at any moment, does the rest. Doing it again after another release was published is
+    refused: it would take that one's content away.
+
+    Args:
+        warehouse: Where it is recorded.
+        settings: Name the default target, and how many releases are kept.
+        params: Of the run.
+        target: Where to.
+        release_id: The release, as `merge_release` named it.
+        approved: Whether somebody was asked in this run, and said yes.
 
     Returns:
         Where it lies, and the counters of what was sent, copied and kept, as JSON.
 
     Raises:
         BadInputError: If a guard refuses it.
-        ReleaseError: If there is no such release on this machine, or it does not read back from the target.
+        ReleaseError: If there is no such release on this machine, it was built on another one than the target's latest,
+            somebody was asked about it and did not say yes, or it does not read back from the target.
     """
     folder = find_release(target.staging, release_id)
     manifest = read_manifest(folder)
-    latest = target.latest()
+    latest = latest_release(target, force=params["force"])
     check_licences(target, manifest.sources)
+    base: Base | None = Base(release_id)
     if latest is None or latest.release_id != release_id:
+        base = None if params["force"] else _base(target, folder, release_id, latest, approved=approved)
         check_overwrite(
             target,
             latest,
@@ -46,7 +65,7 @@ def publish_release(
             default=canonical_uri(settings.target, settings),
             force=params["force"],
         )
-    pushed = target.push(folder, manifest)
+    pushed = target.push(folder, manifest, base)
     promote(target.staging, release_id)
     _record(warehouse, target, manifest, pushed)
     log.info(
@@ -63,13 +82,31 @@ def publish_release(
     return {"release_id": release_id, "target": target.uri, **asdict(pushed), "pruned": _prune(settings, target)}
 
 
+def _base(target: Target, folder: Path, release_id: str, latest: Manifest | None, *, approved: bool) -> Base:
+    """What the release may take the place of; refuses one that is out of date, or that nobody said yes to."""
+    base = base_of(folder)
+    if base is None:
+        raise ReleaseError(
+            f"{target.uri}: release {release_id} was published before, and the latest one is "
+            f"{latest.release_id if latest else 'none'} by now; nothing was published. {AGAIN}"
+        )
+    # Again when it is pushed, by then with a condition; here nothing was sent yet.
+    base.check(target.uri, release_id, latest.release_id if latest else None)
+    if awaits_review(folder) and not approved:
+        raise ReleaseError(
+            f"{target.uri}: somebody was asked about release {release_id} by another run, and did not say yes; nothing "
+            "was published. Run generate_and_publish again: it asks once more. With force=true nobody is asked"
+        )
+    return base
+
+
 def settle(warehouse: Warehouse, target: Target, manifest: Manifest) -> None:
     """Finish what a run left undone that died after its release was promoted."""
     if is_recorded(warehouse, target.uri, manifest.release_id):
         return
     log.info("release %s of %s was promoted by a run that died; recording it", manifest.release_id, target.uri)
     try:
-        pushed = target.push(target.staging / manifest.release_id, manifest)
+        pushed = target.push(target.staging / manifest.release_id, manifest, Base(manifest.release_id))
     except ReleaseError as error:  # damaged there meanwhile; the next release mends it, and must not wait for it
         log.warning("release %s of %s is not recorded: %s", manifest.release_id, target.uri, error)
         return

@@ -32,6 +32,7 @@ from include.publish.consumer import check_opens
 from include.publish.gates import READ_BACK, require, rows_add_up
 from include.publish.manifest import (
     MANIFEST_NAME,
+    Base,
     FileEntry,
     Gate,
     Manifest,
@@ -39,6 +40,7 @@ from include.publish.manifest import (
     SourceEntry,
     SplitEntry,
     is_own_id,
+    is_release_id,
     read_manifest,
     write_manifest,
 )
@@ -53,6 +55,7 @@ __all__ = [
     "SourcePlan",
     "ask_for_review",
     "awaits_review",
+    "base_of",
     "build_aside",
     "build_release",
     "clear_review",
@@ -71,9 +74,10 @@ log = logging.getLogger(__name__)
 LATEST = "latest"
 _BUILDING = ".building-"
 _BUILT = ".built-"
+_DAMAGED = "-damaged"
 _REVIEW = ".review"
+_BUILT_ON = ".built-on"
 _LOCK = ".lock"
-_RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _SOURCE_NAME = re.compile(r"[a-z][a-z0-9_]*")  # also what `datasets` takes for a split's name
 
 
@@ -121,6 +125,7 @@ class ReleasePlan:
         generator: What the responses depend on besides sample and mode, JSON values; `model` names the model.
         modes: Mode name -> mode_hash.
         narrowed: Why it is only a trial, as "with max_samples=5"; None: it holds all that is complete.
+        built_on: The target's latest release, whose place it is to take; None: it has none.
         verdicts: Mode name -> verdict -> texts.
         quality: Mode name -> measure -> value.
         labels: Source name -> label column -> value -> clips, for the card.
@@ -133,6 +138,7 @@ class ReleasePlan:
     generator: Mapping[str, object]
     modes: Mapping[str, str]
     narrowed: str | None = None
+    built_on: str | None = None
     verdicts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     quality: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, Mapping[str, int]]] = field(default_factory=dict)
@@ -160,16 +166,17 @@ class Release:
 
 
 def latest_manifest(releases_dir: Path) -> Manifest | None:
-    """Return the latest release's manifest; None if there is no release, or none that can be read.
+    """Return the manifest of the release that `latest` names; None if there is no release, or none that can be read.
 
-    An unreadable manifest (a release removed by hand, say) costs a full build; refusing would cost every later one.
+    For what only saves work: an unreadable one costs a full build. Whether there is one that must not be lost is
+    `Target.latest` to say.
     """
     if not (releases_dir / LATEST).exists():
         return None
     try:
         return read_manifest(releases_dir / LATEST)
     except ReleaseError as error:
-        log.warning("the next release is built from scratch: %s", error)
+        log.warning("no files are taken over from the latest release: %s", error)
         return None
 
 
@@ -209,8 +216,9 @@ def build_aside(
 ) -> Release:
     """Build and verify a release, and leave it aside for `promote`.
 
-    A release of that id with the same sources that lies aside, or was promoted by a run that died then, is taken as it
-    is. Others that lie aside are removed: what they hold is out of date. If one of them awaits a review, so does this.
+    A release of the same content that lies aside, or was promoted by a run that died then, is taken as it is, with its
+    id: its run died, nobody approved it, or it built while we waited for the lock. Others that lie aside are removed:
+    what they hold is out of date. If one of them awaits a review, so does this.
 
     Args:
         releases_dir: Folder of all releases; made if it is not there.
@@ -226,22 +234,24 @@ def build_aside(
             back as planned. The releases that were there are untouched, then and after any other error.
     """
     _check_plan(plan)
-    aside = releases_dir / f"{_BUILT}{plan.release_id}"
     with _only_builder(releases_dir):
         for stale in releases_dir.glob(f"{_BUILDING}*"):  # we hold the lock: its builder is dead
             log.warning("removing %s, left by a build that died", stale.name)
             shutil.rmtree(stale)
-        outdated = [old for old in releases_dir.glob(f"{_BUILT}*") if old != aside]
-        asked = [old for old in outdated if awaits_review(old)]
-        for old in outdated:
-            if old not in asked:
+        plan = _taking_up(releases_dir, plan)
+        aside = releases_dir / f"{_BUILT}{plan.release_id}"
+        for old in releases_dir.glob(f"{_BUILT}*"):
+            if old != aside and not awaits_review(old):
                 _remove_outdated(old)
         require(plan.gates, plan.release_id)
         release = _finished_before(releases_dir, plan) or _build(releases_dir, aside, plan, rows, audio)
+        asked = [old for old in releases_dir.glob(f"{_BUILT}*") if old != aside]
         if asked:  # one changed row makes no yes of a no; should we die before, the old one still says so
             ask_for_review(release.path)
         for old in asked:
             _remove_outdated(old)
+        # Also of one that is taken up: the content is the same, but the latest release may be another by now.
+        (release.path / _BUILT_ON).write_text(plan.built_on or "", encoding="utf-8")
     log.info(
         "release %s is whole: %d rows, reused: %s",
         plan.release_id,
@@ -254,22 +264,30 @@ def build_aside(
     return release
 
 
-def promote(releases_dir: Path, release_id: str) -> Path:
+def promote(releases_dir: Path, release_id: str, base: Base | None = None) -> Path:
     """Make a release that lies aside the one that `latest` names; doing it again changes nothing.
+
+    Args:
+        releases_dir: Folder of all releases.
+        release_id: The release.
+        base: What `latest` may name now, besides the release; None: anything.
 
     Returns:
         Its folder.
 
     Raises:
-        ReleaseError: If there is no such release.
+        ReleaseError: If there is no such release, or `latest` names another one.
     """
-    promoted = releases_dir / release_id
+    promoted, latest = releases_dir / release_id, releases_dir / LATEST
     with _only_builder(releases_dir):
         there = find_release(releases_dir, release_id)
+        if base is not None:
+            base.check(str(releases_dir), release_id, read_manifest(latest).release_id if latest.exists() else None)
         clear_review(there)
         if there != promoted:
             there.rename(promoted)
         _point_latest_to(promoted)
+        (promoted / _BUILT_ON).unlink(missing_ok=True)
     return promoted
 
 
@@ -283,8 +301,17 @@ def find_release(releases_dir: Path, release_id: str) -> Path:
         if path.exists():
             return path
     raise ReleaseError(
-        f"release {release_id} is not in {releases_dir}: the tasks merge and publish must see the same SIFT_HOME"
+        f"release {release_id} is not in {releases_dir}: the tasks merge and publish must see the same SIFT_HOME; if "
+        "they do, a newer release took its place, and generate_and_publish has to run again"
     )
+
+
+def base_of(release: Path) -> Base | None:
+    """Return what a release that lies aside was built on; None if it does not say: it was promoted already."""
+    try:
+        return Base((release / _BUILT_ON).read_text(encoding="utf-8") or None)
+    except FileNotFoundError:
+        return None
 
 
 def unpromoted(releases_dir: Path) -> dict[str, Path]:
@@ -430,7 +457,7 @@ def _verify_source(release: Path, name: str, source: SourceEntry) -> None:
 
 def _check_plan(plan: ReleasePlan) -> None:
     """Refuse names that could not be a folder or a split."""
-    if not _RELEASE_ID.fullmatch(plan.release_id) or plan.release_id == LATEST:
+    if not is_release_id(plan.release_id):
         raise ReleaseError(f"release id {plan.release_id!r} is no folder name of letters, digits and ._+-")
     wrong = sorted(name for name in plan.sources if not _SOURCE_NAME.fullmatch(name))
     if wrong:
@@ -455,6 +482,21 @@ def _remove_outdated(old: Path) -> None:
     _remove(old)
 
 
+def _taking_up(releases_dir: Path, plan: ReleasePlan) -> ReleasePlan:
+    """The plan, with the id of a release of the same content that is whole and `latest` has not come to, if any.
+
+    Asked under the lock: a merge that waited for another one then takes up what that built, and does not remove it.
+    """
+    content = plan.release_id.rpartition("-")[2]
+    for release_id, path in unpromoted(releases_dir).items() if is_own_id(plan.release_id) else ():
+        if release_id.endswith(f"-{content}"):
+            try:
+                return replace(plan, release_id=release_id, created_at=read_manifest(path).created_at)
+            except ReleaseError as error:
+                log.warning("built anew: %s", error)
+    return plan
+
+
 def _finished_before(releases_dir: Path, plan: ReleasePlan) -> Release | None:
     """The release that an earlier run of the same plan built; None if there is none that is whole."""
     promoted, aside = releases_dir / plan.release_id, releases_dir / f"{_BUILT}{plan.release_id}"
@@ -467,7 +509,11 @@ def _finished_before(releases_dir: Path, plan: ReleasePlan) -> Release | None:
         if there == promoted:
             raise
         log.warning("built anew: %s", error)
-        _remove(aside)
+        damaged = releases_dir / f"{aside.name}{_DAMAGED}"
+        if awaits_review(aside) and not damaged.exists():
+            aside.rename(damaged)  # until the new one says that it awaits a review too
+        else:
+            _remove(aside)
         return None
     if needs_release(manifest, plan.fingerprints):
         raise ReleaseError(f"{there} exists and holds other rows; give this release another id")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
 import pyarrow as pa
 from psycopg import sql
 from psycopg.types.json import Jsonb
@@ -90,16 +91,46 @@ class SourceContents:
     prompts: dict[str, str]
 
 
-def published_rows(warehouse: Warehouse, query: SourceQuery) -> Iterator[pa.Table]:
-    """Yield a source's accepted rows (PUBLISHED_ROWS_SCHEMA), clip by clip, a clip's modes together."""
-    for batch in warehouse.stream(_over_rows("published_rows"), query.params(), PUBLISHED_ROWS_SCHEMA):
-        yield pa.Table.from_batches([batch])
+class SourceChangedError(RuntimeError):
+    """A source is not what it was a moment ago: somebody ingests or writes responses. Trying again helps."""
+
+
+def published_rows(warehouse: Warehouse, query: SourceQuery, fingerprint: str | None = None) -> Iterator[pa.Table]:
+    """Yield a source's accepted rows (PUBLISHED_ROWS_SCHEMA), clip by clip, a clip's modes together.
+
+    The fingerprint is taken from the snapshot that the rows are read from. One snapshot over planning and reading would
+    do the same, but it would be held for as long as all sources are written: for hours nothing could be vacuumed, and
+    the lock on the parent table would stand in the way of a new source's partition.
+
+    Args:
+        warehouse: Where they are.
+        query: Which.
+        fingerprint: Of the contents that they must be; None: whatever is there.
+
+    Raises:
+        SourceChangedError: If they are others by now, before any row is given out.
+    """
+    with warehouse.snapshot() as connection:
+        if fingerprint is not None:
+            contents = _contents(connection, query)
+            if contents is None or contents.fingerprint != fingerprint:
+                raise SourceChangedError(
+                    f"{query.source} was changed after its release was planned; nothing of that release is kept, and "
+                    "the next try plans it anew"
+                )
+        rows = _over_rows("published_rows")
+        for batch in warehouse.stream(rows, query.params(), PUBLISHED_ROWS_SCHEMA, connection=connection):
+            yield pa.Table.from_batches([batch])
 
 
 def source_contents(warehouse: Warehouse, query: SourceQuery) -> SourceContents | None:
     """Return what a source's part of a release would hold; None if it has no accepted row."""
     with warehouse.connection() as connection:
-        groups = connection.execute(_over_rows("source_contents"), query.params()).fetchall()
+        return _contents(connection, query)
+
+
+def _contents(connection: psycopg.Connection[dict[str, Any]], query: SourceQuery) -> SourceContents | None:
+    groups = connection.execute(_over_rows("source_contents"), query.params()).fetchall()
     # Here and not there: with an order, the database would sort all rows to group them.
     groups.sort(key=lambda group: (group["held_out"], group["mode"], group["mode_hash"] or ""))
     if not groups:

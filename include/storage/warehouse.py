@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -71,22 +71,41 @@ class Warehouse:
         ) as connection:
             yield connection
 
+    @contextmanager
+    def snapshot(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
+        """Open a connection whose statements, in this block, all see the rows of one moment, and change none."""
+        with self.connection() as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.read_only = True
+            with connection.transaction():
+                yield connection
+
     def stream(
-        self, query: sql.Composable, params: Mapping[str, object], schema: pa.Schema, block_bytes: int = 8 << 20
+        self,
+        query: sql.Composable,
+        params: Mapping[str, object],
+        schema: pa.Schema,
+        block_bytes: int = 8 << 20,
+        connection: psycopg.Connection[dict[str, Any]] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Read a query's rows as Arrow batches over a connection of their own.
+        """Read a query's rows as Arrow batches.
 
         Args:
             query: A select statement whose columns are named as in `schema`.
             params: Bound values.
             schema: Arrow types of the result; NULL and "" are told apart.
             block_bytes: Bytes of CSV a batch is made of; memory does not grow with the result.
+            connection: Nothing else may use it meanwhile; None: the rows get one of their own.
 
         Yields:
             Batches in the query's order.
         """
         copy_out = sql.SQL("copy ({}) to stdout with (format csv, header true)").format(query)
-        with self.connection() as connection, connection.cursor() as cursor, cursor.copy(copy_out, params) as copy:
+        with (
+            nullcontext(connection) if connection else self.connection() as used,
+            used.cursor() as cursor,
+            cursor.copy(copy_out, params) as copy,
+        ):
             reader = pa_csv.open_csv(
                 pa.PythonFile(_CopyStream(copy), mode="r"),
                 read_options=pa_csv.ReadOptions(block_size=block_bytes, use_threads=False),

@@ -111,6 +111,19 @@ def test_a_run_that_does_not_publish_opens_no_target(dags: dict[str, Any], monke
         merge(params={**params, "publish": True})
 
 
+@pytest.mark.parametrize("review", [False, True])
+def test_publish_says_whether_its_own_run_was_approved(
+    dags: dict[str, Any], monkeypatch: pytest.MonkeyPatch, review: bool
+) -> None:
+    publish = dags[GENERATE].get_task("merge_and_publish.publish").python_callable
+    for name in ("warehouse", "_target", "leave_note"):
+        monkeypatch.setitem(publish.__globals__, name, lambda argument: argument)
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr("include.publish.promotion.publish_release", lambda *_, **said: seen.append(said))
+    publish(release={"release_id": "r1", "review": review}, params={"target": "local"})
+    assert seen == [{"approved": review}]
+
+
 def test_schedules_can_be_switched_off() -> None:
     code = (
         "from airflow.dag_processing.dagbag import DagBag; "

@@ -7,6 +7,7 @@ readers of the target get: whole or not at all, whatever fails and however the p
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from include.publish.manifest import FileEntry, Manifest
+from include.publish.manifest import Base, FileEntry, Manifest, UnreadableError
 from include.schema import BadInputError, HubAccount
 from include.settings import Settings
+
+log = logging.getLogger(__name__)
 
 LOCAL = "local"
 
@@ -60,9 +63,10 @@ class Target(Protocol):
     is_remote: bool
 
     def latest(self) -> Manifest | None:
-        """Return the manifest of the release that readers get; None if there is none, or none that can be read.
+        """Return the manifest of the release that readers get; None if there is none.
 
         Raises:
+            UnreadableError: If there is a release, but not its manifest, or none of this version.
             BadInputError: If the target is not there, or must not be read with these credentials.
         """
         ...
@@ -79,15 +83,17 @@ class Target(Protocol):
         """
         ...
 
-    def push(self, release: Path, manifest: Manifest) -> Pushed:
+    def push(self, release: Path, manifest: Manifest, base: Base | None = None) -> Pushed:
         """Make a verified release the latest one, and read it back; a push that died is continued.
 
         Args:
             release: Its folder; not looked at when the target holds the release already.
             manifest: Its manifest.
+            base: Whose place it may take; None: that of whatever is the latest one when the push begins.
 
         Raises:
-            ReleaseError: If somebody else published meanwhile, or what is there is not what was sent.
+            ReleaseError: If the latest one is not the base, somebody else published meanwhile, or what is there is not
+                what was sent.
         """
         ...
 
@@ -101,6 +107,27 @@ class Target(Protocol):
             Ids of what was removed.
         """
         ...
+
+
+def latest_release(target: Target, *, force: bool) -> Manifest | None:
+    """Return what `Target.latest` does; with `force`, None for a release that cannot be read.
+
+    Taking an unreadable release for none would drop every source from the next one that is not complete here, and pass
+    the guards that compare the two. Only a person can tell that nothing is lost.
+
+    Raises:
+        BadInputError: As `Target.latest`.
+    """
+    try:
+        return target.latest()
+    except UnreadableError as error:
+        if not force:
+            raise UnreadableError(
+                f"{target.uri}: its latest release cannot be read: {error}. Bring it back, or point the target to an "
+                "earlier one; with force=true the next release is built from scratch, without what is not complete here"
+            ) from error
+        log.warning("%s: the next release is built from scratch, as force=true asks for: %s", target.uri, error)
+        return None
 
 
 def open_target(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from include.publish.card import CARD_NAME
-from include.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, ReleaseError
+from include.publish.manifest import MANIFEST_NAME, Base, FileEntry, Manifest, ReleaseError
 from include.publish.targets import Pushed
 from include.publish.targets.patience import asked_wait_s
 from include.schema import BadInputError, HubAccount
@@ -78,9 +78,11 @@ class HubTarget:
                 raise FileNotFoundError(f"{self.uri}/{file.path}") from error
             Path(fetched).rename(path)
 
-    def push(self, release: Path, manifest: Manifest) -> Pushed:
+    def push(self, release: Path, manifest: Manifest, base: Base | None = None) -> Pushed:
         """See Target."""
         before = self.latest()
+        if base is not None:
+            base.check(self.uri, manifest.release_id, before.release_id if before else None)
         if before is None or before.release_id != manifest.release_id:
             _check_card(release)
             if self._info() is None:

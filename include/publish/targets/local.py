@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from include.publish.manifest import FileEntry, Manifest
-from include.publish.release import latest_manifest, promote, prune_releases
+from include.publish.manifest import Base, FileEntry, Manifest, read_manifest
+from include.publish.release import LATEST, latest_manifest, promote, prune_releases
 from include.publish.targets import Pushed
 
 
@@ -25,7 +25,9 @@ class LocalTarget:
 
     def latest(self) -> Manifest | None:
         """See Target."""
-        return latest_manifest(self.staging)
+        latest = self.staging / LATEST
+        # A link that leads nowhere is a release that was lost, not one that never was.
+        return read_manifest(latest) if latest.exists() or latest.is_symlink() else None
 
     def is_public(self) -> bool:
         """See Target: who may read a folder is for its owner to say."""
@@ -35,13 +37,13 @@ class LocalTarget:
         """See Target: never needed, because releases are built where they lie."""
         raise FileNotFoundError(self.staging / release_id / file.path)
 
-    def push(self, release: Path, manifest: Manifest) -> Pushed:
+    def push(self, release: Path, manifest: Manifest, base: Base | None = None) -> Pushed:
         """See Target."""
-        before = self.latest()
+        before = latest_manifest(self.staging)  # only to count
         known = {file.sha256 for file in before.files} if before else set()
         kept = [file.bytes for file in manifest.files if file.sha256 in known]
         sent = [file.bytes for file in manifest.files if file.sha256 not in known]
-        promoted = promote(self.staging, manifest.release_id)
+        promoted = promote(self.staging, manifest.release_id, base)
         return Pushed(
             str(promoted), sent_files=len(sent), sent_bytes=sum(sent), kept_files=len(kept), kept_bytes=sum(kept)
         )

@@ -16,16 +16,24 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from include.publish.card import CARD_NAME
-from include.publish.manifest import MANIFEST_NAME, FileEntry, Manifest, ReleaseError, is_own_id
+from include.publish.manifest import (
+    MANIFEST_NAME,
+    Base,
+    FileEntry,
+    Manifest,
+    ReleaseError,
+    UnreadableError,
+    is_own_id,
+    is_release_id,
+    parse_manifest,
+)
 from include.publish.targets import Pushed
 from include.publish.targets.patience import asked_wait_s
 from include.schema import BadInputError
@@ -86,14 +94,16 @@ class S3Target:
     def latest(self) -> Manifest | None:
         """See Target."""
         release_id, _ = self._pointer()
-        content = self._read(f"{release_id}/{MANIFEST_NAME}") if release_id else None
+        if release_id is None:
+            return None
+        name = f"{release_id}/{MANIFEST_NAME}"
+        content = self._read(name)
         if content is None:
-            return None
-        try:
-            return Manifest.model_validate_json(content)
-        except ValidationError as error:
-            log.warning("%s: the next release is built from scratch: %s", self.uri, error)
-            return None
+            raise UnreadableError(f"{POINTER} names {release_id}, but there is no {name}")
+        manifest = parse_manifest(content, name)
+        if manifest.release_id != release_id:
+            raise UnreadableError(f"{name} is the manifest of {manifest.release_id}")
+        return manifest
 
     def is_public(self) -> bool:
         """See Target; what the server does not tell is taken from the setting."""
@@ -121,8 +131,10 @@ class S3Target:
         with self._explained():
             self._client.download_file(self._bucket, self._key(f"{release_id}/{file.path}"), str(path))
 
-    def push(self, release: Path, manifest: Manifest) -> Pushed:
+    def push(self, release: Path, manifest: Manifest, base: Base | None = None) -> Pushed:
         """See Target."""
+        if base is not None:  # before a lock is taken, which a refusal would leave behind
+            base.check(self.uri, manifest.release_id, self._pointer()[0])
         conditional = self._honours_conditions()
         if not conditional:
             log.warning(
@@ -134,6 +146,8 @@ class S3Target:
             if before == manifest.release_id:
                 kept = [file.bytes for file in manifest.files]
                 return Pushed(f"{self.uri}/{before}", kept_files=len(kept), kept_bytes=sum(kept))
+            if base is not None:
+                base.check(self.uri, manifest.release_id, before)
             pushed = self._send(release, manifest, renew_lock=not conditional)
             self._read_back(release, manifest)
             self._point_to(manifest, etag, conditional)
@@ -144,14 +158,15 @@ class S3Target:
         latest, _ = self._pointer()
         if latest is None:
             return []
-        whole, abandoned = [], []
+        whole: list[str] = []
+        abandoned: list[str] = []
         for release_id in self._release_ids():
-            if self._head(f"{release_id}/{MANIFEST_NAME}") is not None:
-                whole.append(release_id)
-            elif release_id < latest:  # ids begin with their time; a newer one may be on its way
-                abandoned.append(release_id)
-        others = sorted((release_id for release_id in whole if release_id != latest), reverse=True)
-        removed = [*abandoned, *(others[keep - 1 :] if keep else [])]
+            # Ids begin with their time. A newer one may be on its way, and is so until `latest.json` names it: another
+            # deployment may be about to write that.
+            if release_id < latest:
+                there = self._head(f"{release_id}/{MANIFEST_NAME}") is not None
+                (whole if there else abandoned).append(release_id)
+        removed = [*abandoned, *(sorted(whole, reverse=True)[keep - 1 :] if keep else [])]
         for release_id in removed:
             self._abort_uploads(release_id)
             # The manifest first: what is left if this dies is one that was abandoned.
@@ -163,7 +178,9 @@ class S3Target:
     def _send(self, release: Path, manifest: Manifest, *, renew_lock: bool) -> Pushed:
         """Bring all files to the release's prefix, the manifest last; returns what had to be done for it."""
         self._abort_uploads(manifest.release_id)
-        before = self.latest()
+        before = None
+        with suppress(UnreadableError):  # then everything is sent
+            before = self.latest()
         known = {file.sha256: f"{before.release_id}/{file.path}" for file in before.files} if before else {}
         sizes: dict[str, list[int]] = {"sent": [], "copied": [], "kept": []}
         for entry in manifest.files:
@@ -272,7 +289,10 @@ class S3Target:
         if found is None:
             return None, None
         try:
-            return str(json.loads(found["Body"].read())["release_id"]), found["ETag"]
+            release_id = str(json.loads(found["Body"].read())["release_id"])
+            if not is_release_id(release_id):  # it becomes part of keys
+                raise ValueError(release_id)
+            return release_id, found["ETag"]
         except (ValueError, KeyError, TypeError):
             raise ReleaseError(
                 f"{self.uri}/{POINTER} is not ours, or damaged: remove it, or use another prefix"

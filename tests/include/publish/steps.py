@@ -64,4 +64,5 @@ def merge_and_publish(
     merged = merge_release(warehouse, settings, params, target)
     if merged is None:
         return None
-    return merged | publish_release(warehouse, settings, params, target, merged["release_id"])
+    approved = merged["review"]  # whoever is asked says yes
+    return merged | publish_release(warehouse, settings, params, target, merged["release_id"], approved=approved)

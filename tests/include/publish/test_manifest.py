@@ -87,3 +87,33 @@ def test_time_without_zone_is_refused() -> None:
     with pytest.raises(ValueError, match="created_at"):
         manifest(created_at=datetime(2026, 11, 1))
     manifest(created_at=datetime(2026, 11, 1, tzinfo=timezone(timedelta(hours=2))))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../../x",
+        "data/../../x",
+        "/data/x",
+        "data//x",
+        "data/./x",
+        "data\\..\\x",
+        "data/.hidden",
+        "data",
+        "README.md",
+        "",
+    ],
+)
+def test_a_data_file_elsewhere_is_refused(tmp_path: Path, path: str) -> None:
+    content = json.loads(manifest().to_json())
+    content["sources"]["meld"]["splits"]["train"]["files"][0]["path"] = path
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(content))
+    with pytest.raises(ReleaseError, match=r"files\.0\.path.* below data/"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("release_id", ["../x", "a/b", ".hidden", "latest", "", "x" * 129])
+def test_a_release_id_that_is_no_folder_is_refused(tmp_path: Path, release_id: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps({**json.loads(manifest().to_json()), "release_id": release_id}))
+    with pytest.raises(ReleaseError, match=r"release_id: .* is no folder name"):
+        read_manifest(tmp_path)

@@ -5,27 +5,40 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import constants
 
+from include.publish import merge as merge_module
 from include.publish import promotion
 from include.publish import release as release_module
 from include.publish.guards import LicenceError
-from include.publish.manifest import read_manifest
-from include.publish.merge import has_news, merge_release
+from include.publish.manifest import UnreadableError, read_manifest
+from include.publish.merge import check_publishing, has_news, merge_release
 from include.publish.promotion import publish_release, size
-from include.publish.release import ReleaseError, awaits_review, promoted_releases, unpromoted, verify_release
+from include.publish.release import (
+    ReleaseError,
+    ReleasePlan,
+    awaits_review,
+    promoted_releases,
+    unpromoted,
+    verify_release,
+)
 from include.publish.targets import Target
 from include.publish.targets.hub import HubTarget
 from include.publish.targets.s3 import S3Target
-from include.schema import HubAccount
+from include.schema import BadInputError, HubAccount
 from include.settings import Settings
-from include.storage.releases import list_releases
+from include.storage.releases import SourceChangedError, list_releases
 from include.storage.warehouse import Warehouse
 from tests.conftest import SAMPLES
 from tests.hub_server import TOKEN, HubServer
@@ -191,6 +204,142 @@ def test_publishing_again_changes_nothing(warehouse: Warehouse, settings: Settin
     assert len(list_releases(warehouse)) == 1
 
 
+def another_deployment(target: Target, staging: Path, request: pytest.FixtureRequest) -> Target:
+    """The same target, as another machine sees it."""
+    if isinstance(target, S3Target):
+        client = request.getfixturevalue("moto").client()
+        return S3Target(target._bucket, target._prefix, staging, client, private=True)
+    assert isinstance(target, HubTarget)
+    account = HubAccount(TOKEN, request.getfixturevalue("hub").endpoint)
+    return HubTarget(target._repository, staging, account, private=True)
+
+
+@pytest.mark.parametrize("target", ["s3", "hub"], indirect=True)
+def test_what_another_deployment_published_meanwhile_is_not_lost(
+    warehouse: Warehouse, settings: Settings, target: Target, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    other = another_deployment(target, tmp_path / "elsewhere", request)
+    waits = merge_release(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]}, target)
+    theirs = merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["meld"]}, other)
+    assert waits and theirs
+    with pytest.raises(
+        ReleaseError,
+        match=rf"{waits['release_id']} was built on no release, but the latest one is {theirs['release_id']} by now; "
+        r".*Run generate_and_publish again",
+    ):
+        publish_release(warehouse, settings, EVERYTHING, target, waits["release_id"], approved=True)
+    latest = target.latest()
+    assert latest and list(latest.sources) == ["ravdess"]
+    # What it says to do: theirs is kept, ours comes to it.
+    assert merge_and_publish(warehouse, settings, EVERYTHING, target)
+    latest = target.latest()
+    assert latest and set(latest.sources) == {"meld", "ravdess"}
+
+
+@pytest.mark.parametrize("target", ["s3", "hub"], indirect=True)
+def test_the_condition_holds_until_the_release_is_the_latest(
+    warehouse: Warehouse,
+    settings: Settings,
+    target: Target,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    other = another_deployment(target, tmp_path / "elsewhere", request)
+    ours = merge_release(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]}, target)
+    assert ours
+    push = target.push
+
+    def overtaken(*arguments: Any) -> Any:
+        merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["meld"]}, other)
+        return push(*arguments)
+
+    monkeypatch.setattr(target, "push", overtaken)
+    with pytest.raises(ReleaseError, match="was built on no release, but the latest one is"):
+        publish_release(warehouse, settings, EVERYTHING, target, ours["release_id"])
+    latest = target.latest()
+    assert latest and list(latest.sources) == ["ravdess"]
+
+
+def test_a_release_of_the_same_content_is_taken_up_on_the_newer_one(
+    warehouse: Warehouse, settings: Settings, moto: S3Server, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    target = s3_target(moto, tmp_path)
+    other = another_deployment(target, tmp_path / "elsewhere", request)
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    ours = merge_release(warehouse, settings, EVERYTHING, target)
+    merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["meld"]}, other)
+    assert ours
+    with pytest.raises(ReleaseError, match="was built on no release"):
+        publish_release(warehouse, settings, EVERYTHING, target, ours["release_id"])
+    again = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert again and again["release_id"] == ours["release_id"]
+    latest = target.latest()
+    assert latest and latest.release_id == ours["release_id"]
+
+
+def test_an_older_release_that_is_published_again_does_not_come_back(
+    warehouse: Warehouse, settings: Settings, tmp_path: Path
+) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    first = merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]}, target)
+    second = merge_and_publish(warehouse, settings, EVERYTHING, target)
+    assert first and second
+    with pytest.raises(ReleaseError, match=f"published before, and the latest one is {second['release_id']} by now"):
+        publish_release(warehouse, settings, EVERYTHING, target, first["release_id"])
+    assert target.latest() == read_manifest(target.staging / second["release_id"])
+    publish_release(warehouse, settings, {**EVERYTHING, "force": True}, target, first["release_id"])
+    assert target.latest() == read_manifest(target.staging / first["release_id"])
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_promotion_that_died_half_way_is_finished_by_its_retry(
+    warehouse: Warehouse, settings: Settings, target: Target, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    assert merge_and_publish(warehouse, settings, {**EVERYTHING, "leave_out": ["ravdess"]}, target)
+    merged = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    assert merged
+    point_latest_to = release_module._point_latest_to
+
+    def dies(promoted: Path) -> None:
+        if after:
+            point_latest_to(promoted)
+        die()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(release_module, "_point_latest_to", dies)
+        with pytest.raises(DiedError):
+            publish_release(warehouse, settings, EVERYTHING, target, merged["release_id"], approved=True)
+    assert publish_release(warehouse, settings, EVERYTHING, target, merged["release_id"], approved=True)
+    latest = target.latest()
+    assert latest and latest.release_id == merged["release_id"]
+    assert latest == read_manifest(target.staging / "latest")
+
+
+def test_a_run_that_was_not_asked_does_not_publish_what_another_was_asked_about(
+    warehouse: Warehouse, settings: Settings, target: Target
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_release(warehouse, settings, EVERYTHING, target)  # its publish fails
+    asked = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)  # somebody says no
+    assert first and asked and first["release_id"] == asked["release_id"] and not first["review"]
+    with pytest.raises(ReleaseError, match=r"by another run, and did not say yes; .* Run generate_and_publish again"):
+        publish_release(warehouse, settings, EVERYTHING, target, first["release_id"], approved=first["review"])
+    assert target.latest() is None
+    publish_release(warehouse, settings, {**EVERYTHING, "force": True}, target, first["release_id"])
+    assert target.latest()
+
+
 def test_what_nobody_approved_is_kept_aside_for_a_later_yes(
     warehouse: Warehouse, settings: Settings, target: Target
 ) -> None:
@@ -206,7 +355,7 @@ def test_what_nobody_approved_is_kept_aside_for_a_later_yes(
     again = merge_release(warehouse, settings, EVERYTHING, target)
     assert again and again["review"] and again["release_id"] == asked["release_id"]
     assert {path: path.stat().st_ino for path in aside.rglob("*.parquet")} == made
-    publish_release(warehouse, settings, EVERYTHING, target, asked["release_id"])
+    publish_release(warehouse, settings, EVERYTHING, target, again["release_id"], approved=again["review"])
     assert target.latest() == read_manifest(target.staging / "latest")
     assert not awaits_review(target.staging / asked["release_id"])
     assert not has_news(warehouse, settings, EVERYTHING, target)
@@ -292,6 +441,138 @@ def test_a_damaged_release_that_lay_aside_is_built_anew(
     verify_release(target.staging / "latest")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update generation.responses set response = 'corrected ' || response where source = 'meld'",
+        "update staging.samples set blob_id = 'other' where source = 'meld'",
+    ],
+    ids=["responses", "files"],
+)
+def test_a_source_that_changes_while_its_release_is_made_is_read_again_by_the_retry(
+    warehouse: Warehouse, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    build_aside = merge_module.build_aside
+
+    def meanwhile(staging: Path, plan: ReleasePlan, rows: Any, audio: Any) -> Any:
+        with warehouse.connection() as connection:
+            connection.execute(change)  # as many rows as before
+            connection.execute("update staging.loads set load_id = load_id || '2' where source = 'meld'")
+        return build_aside(staging, plan, rows, audio)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_module, "build_aside", meanwhile)
+        with pytest.raises(SourceChangedError, match=r"meld was (changed|ingested) after its release was planned"):
+            merge_release(warehouse, settings, EVERYTHING, target)
+    assert not issubclass(SourceChangedError, BadInputError)  # so Airflow tries it again
+    assert [path.name for path in target.staging.iterdir()] == [".lock"]
+    if "responses" in change:
+        published = merge_and_publish(warehouse, settings, EVERYTHING, target)
+        assert published
+        (file,) = (target.staging / "latest" / "data" / "meld").glob("*.parquet")
+        texts = pq.read_table(file, columns=["sift_response"])["sift_response"].to_pylist()
+        assert all(text.startswith("corrected ") for text in texts)
+
+
+def test_a_source_that_changes_while_it_is_counted_does_not_pass_for_complete(
+    warehouse: Warehouse, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    coverage = merge_module.coverage
+
+    def then_ingested(*arguments: Any) -> Any:
+        counted = coverage(*arguments)
+        with warehouse.connection() as connection:  # one sample's text is another now, and its prompts are not planned
+            connection.execute(
+                "update staging.samples set row_hash = 'x' where source = 'meld' and sample_id = "
+                "(select min(sample_id) from staging.samples where source = 'meld')"
+            )
+        return counted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merge_module, "coverage", then_ingested)
+        with pytest.raises(SourceChangedError, match="meld: changed while their rows were counted"):
+            merge_release(warehouse, settings, EVERYTHING, target)
+    merged = merge_release(warehouse, settings, EVERYTHING, target)
+    assert merged and merged["waiting"] == ["meld"] and list(merged["rows"]) == ["ravdess"]
+
+
+@pytest.mark.parametrize("damage", [b"{", None])
+def test_a_release_that_lay_aside_and_cannot_be_read_is_built_anew(
+    warehouse: Warehouse, settings: Settings, target: Target, damage: bytes | None
+) -> None:
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    assert first
+    manifest = Path(first["aside"]) / "manifest.json"
+    # As one of an earlier version, that lacks a field, or damaged altogether.
+    manifest.write_bytes(damage or manifest.read_bytes().replace(b'"gates"', b'"doors"'))
+    second = merge_release(warehouse, settings, EVERYTHING, target)
+    assert second and second["review"]  # who was asked has not said yes to this one either
+    assert list(unpromoted(target.staging)) == [second["release_id"]]
+    assert [path.name for path in target.staging.glob(".built-*")] == [f".built-{second['release_id']}"]
+    publish_release(warehouse, settings, EVERYTHING, target, second["release_id"], approved=True)
+    verify_release(target.staging / "latest")
+
+
+def test_a_damaged_release_that_was_rejected_awaits_a_yes_although_its_rebuilding_died(
+    warehouse: Warehouse, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    first = merge_release(warehouse, settings, {**EVERYTHING, "review": True}, target)
+    assert first
+    (file,) = Path(first["aside"]).rglob("*.parquet")
+    file.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(release_module, "_build", die)
+        with pytest.raises(DiedError):
+            merge_release(warehouse, settings, EVERYTHING, target)
+    second = merge_release(warehouse, settings, EVERYTHING, target)
+    assert second and second["review"]
+    assert [path.name for path in target.staging.glob(".built-*")] == [f".built-{second['release_id']}"]
+
+
+def test_two_merges_at_once_build_one_release(
+    warehouse: Warehouse, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = folder_target(tmp_path / "folder")
+    stage(warehouse, settings, "meld")
+    generate(warehouse, settings)
+    built: list[str] = []
+    begun, plans = threading.Event(), threading.Barrier(2)
+    build, build_aside = release_module._build, merge_module.build_aside
+
+    def built_slowly(*arguments: Any) -> Any:
+        built.append(arguments[2].release_id)
+        begun.wait(60)
+        return build(*arguments)
+
+    def planned_by_both(staging: Path, plan: ReleasePlan, *arguments: Any) -> Any:
+        if plans.wait(60):  # one of them a second later
+            moment = plan.created_at + timedelta(seconds=1)
+            content = plan.release_id.rpartition("-")[2]
+            plan = replace(plan, release_id=f"{moment:%Y%m%dT%H%M%SZ}-{content}", created_at=moment)
+        begun.set()
+        return build_aside(staging, plan, *arguments)
+
+    monkeypatch.setattr(release_module, "_build", built_slowly)
+    monkeypatch.setattr(merge_module, "build_aside", planned_by_both)
+    with ThreadPoolExecutor(2) as pool:
+        merging = [pool.submit(merge_release, warehouse, settings, EVERYTHING, target) for _ in range(2)]
+        merged = [each.result(timeout=120) for each in merging]
+    assert [each["release_id"] for each in merged if each] == built * 2
+    for _ in merged:
+        publish_release(warehouse, settings, EVERYTHING, target, built[0])
+
+
 @pytest.mark.parametrize("damage", ["lost", "damaged"])
 @pytest.mark.parametrize("lost_record", [False, True])
 def test_a_file_that_the_latest_release_lost_does_not_block_the_next_one(
@@ -347,6 +628,40 @@ def test_a_file_that_the_latest_release_lost_does_not_block_the_next_one(
     after = target.latest()
     assert after and after.sources["meld"] == before.sources["meld"]
     verify_release(target.staging / "latest")
+
+
+@pytest.mark.parametrize("target", ["folder", "s3"], indirect=True)
+@pytest.mark.parametrize("damage", ["lost", "of another version"])
+def test_a_latest_release_that_cannot_be_read_is_not_taken_for_none(
+    warehouse: Warehouse, settings: Settings, target: Target, damage: str
+) -> None:
+    stage(warehouse, settings, "meld", "ravdess")
+    generate(warehouse, settings)
+    merge_and_publish(warehouse, settings, EVERYTHING, target)
+    latest = target.latest()
+    assert latest
+    content = {"lost": None, "of another version": latest.to_json().replace('"gates"', '"doors"').encode()}[damage]
+    if isinstance(target, S3Target):
+        key = {"Bucket": target._bucket, "Key": target._key(f"{latest.release_id}/manifest.json")}
+        target._client.delete_object(**key)
+        if content:
+            target._client.put_object(**key, Body=content)
+    elif content:
+        (target.staging / "latest" / "manifest.json").write_bytes(content)
+    else:
+        shutil.rmtree(target.staging / latest.release_id)
+    with warehouse.connection() as connection:  # incomplete now: its part must be kept
+        connection.execute("delete from generation.responses where source = 'ravdess'")
+    forced = {**EVERYTHING, "force": True}
+    for step in (check_publishing, has_news, merge_release):
+        with pytest.raises(UnreadableError, match=r"its latest release cannot be read.* with force=true"):
+            step(warehouse, settings, EVERYTHING, target)
+        if step is not merge_release:
+            step(warehouse, settings, forced, target)
+    again = merge_and_publish(warehouse, settings, forced, target)
+    assert again and list(again["rows"]) == ["meld"]
+    latest = target.latest()
+    assert latest and latest.release_id == again["release_id"]
 
 
 def test_a_target_that_became_public_meanwhile_is_refused(

@@ -11,7 +11,13 @@ import pyarrow as pa
 import pytest
 
 from include.schema import STAGED_SCHEMA
-from include.storage.releases import SourceContents, SourceQuery, published_rows, source_contents
+from include.storage.releases import (
+    SourceChangedError,
+    SourceContents,
+    SourceQuery,
+    published_rows,
+    source_contents,
+)
 from include.storage.staging import IncomingLoad, merge_load
 from include.storage.warehouse import Warehouse
 
@@ -65,6 +71,22 @@ def contents_of(warehouse: Warehouse, asked: SourceQuery) -> SourceContents:
     contents = source_contents(warehouse, asked)
     assert contents is not None
     return contents
+
+
+def test_rows_are_given_out_only_as_they_were_planned(warehouse: Warehouse) -> None:
+    stage(warehouse, map(sample, range(9)))
+    planned = contents_of(warehouse, query()).fingerprint
+    rows = published_rows(warehouse, query(), planned)
+    first = next(rows)
+    stage(warehouse, [sample(number, text=f"other {number}") for number in range(9)])
+    # What is being read is of one moment; what begins later is refused.
+    assert all(text.startswith("sentence") for table in (first, *rows) for text in table["text"].to_pylist())
+    with pytest.raises(SourceChangedError, match="toy was changed after its release was planned"):
+        next(published_rows(warehouse, query(), planned))
+    with warehouse.connection() as connection:
+        connection.execute("update staging.samples set retired_at = now()")
+    with pytest.raises(SourceChangedError):
+        next(published_rows(warehouse, query(), planned))
 
 
 def held_out(warehouse: Warehouse, *held_out_speakers: str) -> set[str]:

@@ -421,6 +421,17 @@ def test_old_releases_are_pruned_but_never_the_latest(server: S3Server, target: 
     assert target.latest() == latest_manifest(target.staging)
 
 
+def test_a_newer_release_that_is_whole_is_not_pruned(server: S3Server, target: S3Target, world: World) -> None:
+    first, latest, newer = (own_id(number) for number in range(1, 4))
+    for release_id in (first, latest):
+        publish(world, target, release_id, meld=release_id)
+    # Another deployment has sent it, and is about to point latest.json to it.
+    for path in ("data/meld/train.parquet", "README.md", "manifest.json"):
+        put(server, target, f"{newer}/{path}", b"of another deployment")
+    assert target.prune(1) == [first]
+    assert {key.split("/")[0] for key in keys(target)} == {latest, newer, "latest.json"}
+
+
 @pytest.mark.parametrize("prefix", ["speech/sift", ""])
 @pytest.mark.parametrize("keep", [0, 2])
 def test_what_others_keep_beside_the_releases_is_not_touched(
@@ -469,9 +480,10 @@ def test_what_no_retry_can_mend_says_what_to_do(server: S3Server, tmp_path: Path
     with pytest.raises(BadInputError, match=r"NoSuchBucket; the bucket must be there, .* connection aws_default"):
         nowhere.latest()
     target = new_target(server, tmp_path)
-    server.client().put_object(Bucket=target._bucket, Key=target._key("latest.json"), Body=b"[]")
-    with pytest.raises(ReleaseError, match=r"latest\.json is not ours"):
-        target.latest()
+    for body in (b"[]", b'{"release_id": "../other"}'):
+        put(server, target, "latest.json", body)
+        with pytest.raises(ReleaseError, match=r"latest\.json is not ours"):
+            target.latest()
 
 
 def test_credentials_are_never_shown(moto: S3Server, tmp_path: Path) -> None:
