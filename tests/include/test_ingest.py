@@ -119,6 +119,51 @@ def test_too_many_rejects_merge_nothing(tmp_path: Path, warehouse: Warehouse) ->
     assert latest_loads(warehouse)["toy"]["load_id"].startswith("toy/1/")
 
 
+@pytest.mark.parametrize("rows, may_go", [(40, 20), (300, 30)], ids=["few", "tenth"])
+def test_half_a_corpus_retires_nothing(tmp_path: Path, warehouse: Warehouse, rows: int, may_go: int) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(rows)], row_group_size=50)
+    run(tmp_path, warehouse, "1")
+    everything = "select s.*, xmin::text from staging.samples s order by sample_id"
+    staged, loads = query(warehouse, everything), query(warehouse, "select * from staging.loads")
+    left = [toy_row(n, emotion="sad" if n == 0 else "happy") for n in range(rows - may_go - 1)]
+    write_corpus(tmp_path, [*left, toy_row(rows)], row_group_size=50)
+    said = rf"toy: {may_go + 1} of {rows} staged rows are not in revision [0-9a-f]{{12}} and would be .*Param `force`"
+    with pytest.raises(MergeRefusedError, match=said):
+        run(tmp_path, warehouse, "2")
+    assert (query(warehouse, everything), query(warehouse, "select * from staging.loads")) == (staged, loads)
+    forced = run(tmp_path, warehouse, "3", force=True)
+    assert (forced["staged"], forced["changed"], forced["retired"]) == (1, 1, may_go + 1)
+    assert f"WARNING {may_go + 1} rows that were staged are not" in ingest.describe_load(TOY, forced, warehouse)
+
+
+@pytest.mark.parametrize("rows, may_go", [(40, 20), (300, 30)], ids=["few", "tenth"])
+def test_a_refresh_may_retire_some_rows(tmp_path: Path, warehouse: Warehouse, rows: int, may_go: int) -> None:
+    everything = [toy_row(n) for n in range(rows)]
+    write_corpus(tmp_path, everything, row_group_size=50)
+    run(tmp_path, warehouse, "1")
+    write_corpus(tmp_path, everything[may_go:], row_group_size=50)
+    load = run(tmp_path, warehouse, "2")
+    assert load["retired"] == may_go
+    assert "rows that were staged" not in ingest.describe_load(TOY, load, warehouse)
+    # What came back was not there to be retired, and what is retired already counts no more.
+    write_corpus(tmp_path, everything[: rows - 1], row_group_size=50)
+    load = run(tmp_path, warehouse, "3")
+    assert (load["retired"], load["changed"]) == (1, may_go)
+
+
+def test_other_normalising_code_may_retire_more_and_the_report_says_it(
+    tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(50)])
+    run(tmp_path, warehouse, "1")
+    write_corpus(tmp_path, [toy_row(n) for n in range(10)])
+    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe, max_rows: "other code")
+    load = run(tmp_path, warehouse, "2")
+    assert load["retired"] == 40
+    warning = "WARNING 40 rows that were staged are not in this load and are retired; 10 are still there"
+    assert warning in ingest.describe_load(TOY, load, warehouse)
+
+
 def test_a_lost_group_is_noticed_before_anything_is_retired(tmp_path: Path, warehouse: Warehouse) -> None:
     write_corpus(tmp_path, [toy_row(1)], [toy_row(2)])
     groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="1")
