@@ -68,8 +68,13 @@ class IncomingLoad:
         return connection.execute(query, params)
 
     def clear(self, connection: Any, file_group: int) -> None:
-        """Drop the rows of a group that an earlier try of its task has left."""
+        """Drop the rows of a group that an earlier try of its task has left, within the transaction that loads it.
+
+        Another try that is still under way is waited for: both would see nothing to drop, and the group come in twice.
+        """
         connection.execute(_LOST_IS_LOADED_AGAIN)
+        lock = f"{self._name} {file_group}"
+        connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [lock])
         self.execute(connection, "clear_incoming", {"file_group": file_group})
 
     def append(self, connection: Any, file_group: int, rows: pa.Table) -> None:

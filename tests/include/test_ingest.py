@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from psycopg import sql
 
@@ -188,6 +192,28 @@ def test_every_step_may_run_twice(tmp_path: Path, warehouse: Warehouse) -> None:
     assert all(counts(load) == counts(merged[0]) for load in merged)
     assert counts(merged[0])["staged"] == 9
     assert query(warehouse, "select count(*) as n from staging.loads") == [{"n": 1}]
+
+
+def test_a_group_that_is_loaded_twice_at_once_comes_in_once(
+    tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(5)])
+    (group,) = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="1")
+    read, cleared = ingest.read_metadata, Event()
+
+    def slowly(*arguments: Any) -> Iterator[pa.Table]:  # the rows are cleared, and none has come in
+        cleared.set()
+        time.sleep(1)
+        yield from read(*arguments)
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(ingest, "read_metadata", slowly)
+        first = pool.submit(ingest.load_group, TOY, group, warehouse)
+        assert cleared.wait(30)
+        monkeypatch.setattr(ingest, "read_metadata", read)
+        second = ingest.load_group(TOY, group, warehouse)
+        assert first.result()["report"] == second["report"]
+    assert ingest.merge_groups(TOY, [second], warehouse)["staged"] == 5
 
 
 def test_a_failing_file_leaves_nothing_of_its_group(tmp_path: Path, warehouse: Warehouse) -> None:
