@@ -499,7 +499,7 @@ def _class_names(schema: pa.Schema, path: str, source: str) -> dict[str, list[st
 
 def _decode_classes(column: pa.ChunkedArray, names: list[str]) -> pa.Array:
     """Class numbers to class names; a number without a name stays as text, to be counted as unmapped."""
-    numbers = column
+    numbers = column.cast(pa.int64(), safe=False)  # one beyond its range comes out below 0, and has no name
     known = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names)))
     looked_up = pa.array(names, pa.string()).take(pc.if_else(known, numbers, 0))
-    return pc.if_else(known, looked_up, numbers.cast(pa.string()))
+    return pc.if_else(known, looked_up, column.cast(pa.string()))

@@ -217,6 +217,14 @@ def test_class_numbers_are_named_by_the_file_itself(tmp_path: Path) -> None:
     assert read_all(tmp_path)["emotion"].to_pylist() == ["-1", "neutral", "joy", "2"]
 
 
+def test_class_numbers_beyond_every_signed_one_have_no_name(tmp_path: Path) -> None:
+    position = TOY_SCHEMA.get_field_index("emotion")
+    schema = TOY_SCHEMA.set(position, pa.field("emotion", pa.uint64()))
+    rows = [toy_row(n, emotion=value) for n, value in enumerate([1, 2**64 - 1, 2**53 + 1, None])]
+    write_corpus(tmp_path, rows, schema=schema, class_names={"emotion": ["neutral", "joy"]})
+    assert read_all(tmp_path)["emotion"].to_pylist() == ["joy", str(2**64 - 1), str(2**53 + 1), None]
+
+
 def test_class_names_of_the_recipe_count_where_the_file_declares_none(tmp_path: Path) -> None:
     position = TOY_SCHEMA.get_field_index("emotion")
     schema = TOY_SCHEMA.set(position, pa.field("emotion", pa.int64()))
