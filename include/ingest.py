@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # A field with free text in the wrong column must not flood XCom: the rest is counted together.
 MOST_UNMAPPED = 200
+LONGEST_SHOWN = 100  # characters of a label
 # A class of a measurement that holds more than this share of a corpus says little; the report warns. Of a few rows it
 # means nothing.
 LOPSIDED = 0.8
@@ -317,6 +318,14 @@ def _merged_labels(*counts: LabelCounts) -> LabelCounts:
 
 def _most_frequent(counts: dict[str, int]) -> dict[str, int]:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    kept = {label[:100]: rows for label, rows in ordered[:MOST_UNMAPPED]}
+    kept = merge_counts(*({_shortened(label): rows} for label, rows in ordered[:MOST_UNMAPPED]))
     rest = sum(rows for _, rows in ordered[MOST_UNMAPPED:])
     return {**kept, "(others)": kept.get("(others)", 0) + rest} if rest else kept
+
+
+def _shortened(label: str) -> str:
+    """A label that is short enough to be shown, and another one for every label: two would be counted as one."""
+    if len(label) <= LONGEST_SHOWN:
+        return label
+    end = f"… ({hashlib.sha256(label.encode()).hexdigest()[:8]})"
+    return label[: LONGEST_SHOWN - len(end)] + end

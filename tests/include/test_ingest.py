@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from psycopg import sql
@@ -21,7 +22,7 @@ from include.sources.corpus import SourceError
 from include.sources.recipe import emotion
 from include.storage.staging import MergeRefusedError, latest_loads, list_rejects
 from include.storage.warehouse import Warehouse
-from tests.include.sources.corpus_files import TOY, toy_row, write_corpus
+from tests.include.sources.corpus_files import TOY, TOY_SCHEMA, toy_row, write_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -237,6 +238,37 @@ def test_the_report_shows_what_no_table_knows(tmp_path: Path, warehouse: Warehou
     assert "rejected: 1 x empty text" in text
     assert query(warehouse, "select field, raw_value, count from staging.unmapped_labels") == [
         {"field": "emotion", "raw_value": "hangry", "count": 1}
+    ]
+
+
+def test_labels_that_begin_alike_are_counted_each(tmp_path: Path, warehouse: Warehouse) -> None:
+    alike = "surprised and delighted, " * 6
+    labels = [alike + "a"] * 3 + [alike + "b"] * 2 + [alike[:99]]
+    rows = [toy_row(n, emotion=label) for n, label in enumerate(labels)]
+    write_corpus(tmp_path, rows[:4], rows[4:])  # they are added up by batch, by file, and by group
+    load = run(tmp_path, warehouse, "1")
+    counted = load["unmapped"]["emotion"]
+    assert sorted(counted.values()) == [1, 2, 3]
+    assert {len(label) for label in counted} == {99, 100} and all(label[:80] == alike[:80] for label in counted)
+    kept = query(warehouse, "select sum(count)::integer as rows, count(*) as labels from staging.unmapped_labels")
+    assert kept == [{"rows": 6, "labels": 3}]
+
+
+def test_numbers_as_wide_as_they_come_are_staged(tmp_path: Path, warehouse: Warehouse) -> None:
+    schema = TOY_SCHEMA
+    for column, kind in (("speaking_rate", pa.uint64()), ("relative_db", pa.float16())):
+        schema = schema.set(schema.get_field_index(column), pa.field(column, kind))
+    loud = {"relative_db": np.float16(-3.5)}
+    rows = [toy_row(1, speaking_rate=7, **loud), toy_row(2, speaking_rate=2**64 - 1, **loud)]
+    write_corpus(tmp_path, rows, schema=schema)
+    assert run(tmp_path, warehouse, "1")["staged"] == 2
+    ingest.count_samples(TOY, ["sift_s"], 3, warehouse)
+    staged = query(
+        warehouse, "select pace, volume, raw ->> 'speaking_rate' as raw from staging.samples order by 1 desc"
+    )
+    assert staged == [
+        {"pace": "normal", "volume": "loud", "raw": "7"},
+        {"pace": "fast", "volume": "loud", "raw": str(2**64 - 1)},
     ]
 
 
