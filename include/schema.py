@@ -114,7 +114,7 @@ class Prompt:
         system_prompt: System message, verbatim.
         user_message: User message, verbatim; the chat template is rendered by the engine.
         attempt: 1 for the first try, counted per prompt_hash.
-        seed: 63-bit sampling seed of this row and attempt.
+        seed: 63-bit sampling seed, another one for every text of this row.
     """
 
     source: str

@@ -207,9 +207,9 @@ def run_shard(
     return report.check()
 
 
-def row_seed(run_seed: int, sample_id: str, mode: str, attempt: int) -> int:
-    """Derive the sampling seed of one row and attempt: 63 bits, the same on every machine."""
-    digest = hashlib.sha256(f"{run_seed}\n{sample_id}\n{mode}\n{attempt}".encode()).digest()
+def row_seed(run_seed: int, sample_id: str, mode: str, draw: int) -> int:
+    """Derive the sampling seed of a row's first, second, ... text: 63 bits, the same on every machine."""
+    digest = hashlib.sha256(f"{run_seed}\n{sample_id}\n{mode}\n{draw}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
@@ -304,7 +304,7 @@ def build_prompts(window: pa.Table, settings: Settings, mode: str, hash_of_mode:
             "changed while the run was waiting. Trigger generate_and_publish again"
         )
     system_prompt = MODES[mode].system_prompt
-    rows = zip(*(window[name].to_pylist() for name in ("source", "sample_id", "prompt_hash", "attempt")), strict=True)
+    rows = zip(*(window[name].to_pylist() for name in ("source", "sample_id", "prompt_hash", "attempt", "draw")), strict=True)
     return [
         Prompt(
             source=source,
@@ -314,9 +314,9 @@ def build_prompts(window: pa.Table, settings: Settings, mode: str, hash_of_mode:
             system_prompt=system_prompt,
             user_message=message,
             attempt=attempt,
-            seed=row_seed(settings.run_seed, sample_id, mode, attempt),
+            seed=row_seed(settings.run_seed, sample_id, mode, draw),
         )
-        for (source, sample_id, prompt_hash, attempt), message in zip(rows, messages.to_pylist(), strict=True)
+        for (source, sample_id, prompt_hash, attempt, draw), message in zip(rows, messages.to_pylist(), strict=True)
     ]
 
 

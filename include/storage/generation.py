@@ -23,6 +23,7 @@ PENDING_SCHEMA = pa.schema(
         ("sample_id", pa.string()),
         ("prompt_hash", pa.string()),
         ("attempt", pa.int32()),
+        ("draw", pa.int32()),  # of all texts for this prompt: demoted ones were no tries, but have used a seed
         ("text", pa.string()),
         *_LABELS,
     ]

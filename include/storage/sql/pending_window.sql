@@ -1,6 +1,6 @@
 -- The pending rule: staged, not retired samples with no accepted response under the current prompt, less those that
 -- were given up. One shard of one mode, the next rows of it; which sample belongs to which shard is decided by hash.
-select w.source, w.sample_id, w.prompt_hash, w.tries + 1 as attempt,
+select w.source, w.sample_id, w.prompt_hash, w.tries + 1 as attempt, w.tries + w.demoted + 1 as draw,
     s.text, s.emotion, s.gender, s.age, s.pace, s.volume, s.accent
 from generation.work w
 join staging.samples s on s.source = w.source and s.sample_id = w.sample_id

@@ -321,11 +321,33 @@ def test_a_response_that_a_rule_rejects_now_is_pending_again_and_its_text_is_kep
     }
     with warehouse.connection() as connection:
         kept = connection.execute("select sample_id, attempt, verdict from generation.attempts").fetchall()
-    assert {(row["sample_id"], row["attempt"], row["verdict"]) for row in kept} == {(s, 1, "says_hear") for s in doomed}
+    assert {(row["sample_id"], row["attempt"], row["verdict"]) for row in kept} == {(s, -1, "says_hear") for s in doomed}
     generate(warehouse, settings)
     again = [row for row in responses(warehouse) if row["mode"] == "sift_s" and row["sample_id"] in doomed]
     # With another seed, and so another text.
-    assert again and all(row["attempt"] > 1 and "hear" not in row["response"] for row in again)
+    assert again and all("hear" not in row["response"] for row in again)
+
+
+def test_a_rejection_by_a_later_rule_is_no_try(
+    warehouse: Warehouse, staged: object, make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(max_attempts=1)
+    generate(warehouse, settings)
+    written = {(row["sample_id"], row["mode"]): row for row in responses(warehouse)}
+    for number in (1, 2):  # rules may become stricter more than once
+        rule = Rule("stricter", lambda answer: True, None, "reject", False)
+        with monkeypatch.context() as patch:
+            patch.setitem(RULES, f"stricter{number}", rule)
+            assert judge_again(warehouse, settings, ["toy"])["demoted"] == len(written)
+        rows = coverage(warehouse, ["toy"], list(MODES), 1)
+        assert sum(row["pending"] for row in rows) == len(written), "pending, not given up"
+        generate(warehouse, settings)
+        again = {(row["sample_id"], row["mode"]): row for row in responses(warehouse)}
+        assert again and all(row["seed"] != written[key]["seed"] for key, row in again.items())
+        written = again
+    with warehouse.connection() as connection:
+        numbers = connection.execute("select distinct attempt from generation.attempts where attempt < 0").fetchall()
+    assert {row["attempt"] for row in numbers} == {-1, -2}, "no text is lost"
 
 
 def test_measures_are_kept_and_shown_beside_the_ones_before(
