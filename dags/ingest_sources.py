@@ -27,7 +27,10 @@ PARAMS = {
         None, type=["null", "string"], title="Revision", description="Commit or tag of the corpus; empty: the newest"
     ),
     "force": Param(
-        False, type="boolean", title="Force", description="Stage again what is staged already, or an older revision"
+        False,
+        type="boolean",
+        title="Force",
+        description="Stage again what is staged already, an older revision, or one that lacks many of the staged rows",
     ),
 }
 

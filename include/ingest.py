@@ -27,6 +27,7 @@ from include.storage.staging import (
     label_distribution,
     latest_loads,
     merge_load,
+    retires_too_many,
 )
 from include.storage.warehouse import Warehouse
 
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 # A field with free text in the wrong column must not flood XCom: the rest is counted together.
 MOST_UNMAPPED = 200
+LONGEST_SHOWN = 100  # characters of a label
 # A class of a measurement that holds more than this share of a corpus says little; the report warns. Of a few rows it
 # means nothing.
 LOPSIDED = 0.8
@@ -72,7 +74,7 @@ def resolve_revision(
         revision: Pin a revision; None follows the branch.
         not_after: Take the newest revision that is not younger.
         max_rows: Most rows to stage; None: all.
-        force: Stage even what is staged already, or an older revision than that.
+        force: Stage even what is staged already, an older revision than that, or one without many of its rows.
 
     Returns:
         At most 8 groups, each a JSON object that `load_group` takes.
@@ -146,7 +148,8 @@ def merge_groups(recipe: SourceRecipe, loads: Sequence[dict[str, Any]], warehous
         The row of `staging.loads`, as JSON, with the labels that have no canonical form.
 
     Raises:
-        MergeRefusedError: If rows got lost, none came, too many were rejected, or integer labels read wrong.
+        MergeRefusedError: If rows got lost, none came, too many were rejected, integer labels read wrong, or too many
+            staged rows would be retired.
         NothingToLoadError: If a newer revision was staged meanwhile.
     """
     first = loads[0]
@@ -258,6 +261,12 @@ def _warnings(
 ) -> Iterator[str]:
     for column, labels in load["unmapped"].items():
         yield f"{column}: no rule knows {_listed(labels)}; these rows have no {column}"
+    kept = load["unchanged"] + load["changed"]
+    if retires_too_many(load["retired"], load["retired"] + kept):
+        yield (
+            f"{load['retired']} rows that were staged are not in this load and are retired; {kept} are still there. "
+            "They passed because of `force`, or because the code that normalises the corpus, or its cap, has changed"
+        )
     if recipe.expected_rows not in (None, load["corpus_rows"]):
         yield f"the corpus holds {load['corpus_rows']} rows; its card says {recipe.expected_rows}"
     for column in ("pace", "volume"):
@@ -309,6 +318,14 @@ def _merged_labels(*counts: LabelCounts) -> LabelCounts:
 
 def _most_frequent(counts: dict[str, int]) -> dict[str, int]:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    kept = {label[:100]: rows for label, rows in ordered[:MOST_UNMAPPED]}
+    kept = merge_counts(*({_shortened(label): rows} for label, rows in ordered[:MOST_UNMAPPED]))
     rest = sum(rows for _, rows in ordered[MOST_UNMAPPED:])
     return {**kept, "(others)": kept.get("(others)", 0) + rest} if rest else kept
+
+
+def _shortened(label: str) -> str:
+    """A label that is short enough to be shown, and another one for every label: two would be counted as one."""
+    if len(label) <= LONGEST_SHOWN:
+        return label
+    end = f"… ({hashlib.sha256(label.encode()).hexdigest()[:8]})"
+    return label[: LONGEST_SHOWN - len(end)] + end

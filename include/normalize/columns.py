@@ -65,11 +65,16 @@ def parse_numbers(column: pa.Array, above: float | None = None) -> NormalisedCol
         above: What a measurement must exceed to be one, if anything.
 
     Returns:
-        N finite numbers or NULLs, and the counts of what is no measurement: text, infinities, too small numbers.
+        N finite numbers or NULLs, and the counts of what is no measurement: text, infinities and what is one as a
+        float32, too small numbers. Integers beyond 2**53 are rounded: no measurement has so many digits.
     """
     unmapped: dict[str, int] = {}
     if pa.types.is_floating(column.type) or pa.types.is_integer(column.type):
-        numbers = column if pa.types.is_floating(column.type) else column.cast(pa.float64())
+        numbers = column
+        if pa.types.is_integer(column.type):
+            numbers = column.cast(pa.float64(), safe=False)
+        elif pa.types.is_float16(column.type):  # Arrow cannot compare these
+            numbers = column.cast(pa.float32())
     else:
         encoded = _encoded(column)
         parsed: list[float | None] = []
@@ -83,7 +88,7 @@ def parse_numbers(column: pa.Array, above: float | None = None) -> NormalisedCol
                     unmapped[label] = unmapped.get(label, 0) + rows
             parsed.append(number)
         numbers = pa.array(parsed, pa.float64()).take(encoded.indices)
-    usable = pc.is_finite(numbers)
+    usable = pc.is_finite(numbers.cast(pa.float32(), safe=False))
     if above is not None:
         usable = pc.and_(usable, pc.greater(numbers, pa.scalar(above, numbers.type)))
     strange = numbers.filter(pc.and_not(pc.invert(pc.fill_null(usable, True)), pc.is_nan(numbers)))

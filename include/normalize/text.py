@@ -56,9 +56,15 @@ def free_text_labels(column: pa.Array) -> pa.Array:
 
 
 def clean_answers(column: pa.Array) -> pa.Array:
-    """Strip and lower-case N answers; NULL where empty. Any word may be an answer, "none" and "unknown" too."""
-    text = pc.replace_substring_regex(column.cast(pa.string()), _UNPRINTABLE, " ")
-    text = pc.utf8_lower(pc.utf8_trim_whitespace(pc.replace_substring_regex(text, _BLANKS, " ")))
+    """Clean N answers of markup, strip and lower-case them; NULL where nothing is left.
+
+    They are published as they are, as what a model is to say: no rule of quality looks at them. What stands in square
+    brackets stays, without the brackets, and any word may be an answer, "none" and "unknown" too.
+    """
+    text = column.cast(pa.string())
+    for pattern in (_MARKUP, _UNPRINTABLE, _STRAY, _BLANKS):
+        text = pc.replace_substring_regex(text, pattern, " ")
+    text = pc.utf8_lower(pc.utf8_trim_whitespace(text))
     return pc.if_else(pc.not_equal(text, ""), text, pa.scalar(None, pa.string()))
 
 

@@ -90,13 +90,16 @@ def read_metadata(corpus: Corpus, file: CorpusFile, recipe: SourceRecipe) -> Ite
         Tables of at most BATCH_ROWS rows with the columns of `recipe.kinds` and LOCATION_COLUMNS, in the file's order.
 
     Raises:
-        SourceError: If the file cannot be read, or lacks a column or holds another type than the recipe says.
+        SourceError: If the file cannot be read, lacks a column or holds another type than the recipe says, or has more
+            audio in a row group than can be published: what is staged is worth the GPU's work.
         SourceUnavailableError: If it cannot be reached just now.
     """
     with _open_parquet(corpus, file.path) as opened:
         class_names = _check_columns(opened.parquet.schema_arrow, file.path, recipe)
         metadata = opened.parquet.metadata
         groups = np.array(range(metadata.num_row_groups) if file.row_groups is None else file.row_groups, np.int32)
+        for group in groups.tolist():
+            opened.refuse_large_audio(group, recipe.audio_column)
         sizes = [metadata.row_group(int(index)).num_rows for index in groups]
         if min(sizes, default=0) < 0 or sum(sizes) > MOST_FILE_ROWS:
             raise SourceError(
@@ -135,11 +138,15 @@ def read_columns(corpus: Corpus) -> pa.Schema:
 
 def audio_columns(columns: pa.Schema) -> list[str]:
     """Return the columns that hold clips: structs of bytes and path."""
-    return [
-        column.name
-        for column in columns
-        if pa.types.is_struct(column.type) and {field.name for field in column.type} >= {"bytes", "path"}
-    ]
+
+    def holds_clips(kind: pa.DataType) -> bool:
+        if not pa.types.is_struct(kind) or not {field.name for field in kind} >= {"bytes", "path"}:
+            return False
+        content, name = kind.field("bytes").type, kind.field("path").type
+        binary = pa.types.is_binary(content) or pa.types.is_large_binary(content)
+        return bool(binary and (_is_text(name) or pa.types.is_null(name)))  # null: a file that names none
+
+    return [column.name for column in columns if holds_clips(column.type)]
 
 
 def count_rows(corpus: Corpus) -> int:
@@ -270,11 +277,15 @@ class _OpenedFile:
             rows = max(1, min(BATCH_ROWS, MOST_BATCH_BYTES // max(1, sum(largest.values()))))
             yield from self.parquet.iter_batches(batch_size=rows, row_groups=run, columns=list(wanted))
 
+    def refuse_large_audio(self, group: int, column: str) -> None:
+        """Refuse a row group with more audio than `clips` would read, by what the footer says."""
+        size = sum(max(chunk.declared, chunk.length) for chunk in self._audio_chunks(group, column))
+        self._refuse_larger(size, group, "of audio", MOST_ROW_GROUP_BYTES)
+
     def clips(self, group: int, column: str) -> pa.StructArray:
         """Return the N clips of a row group as struct{bytes, path}."""
-        chunks = self._chunks(group, [f"{column}.bytes", f"{column}.path"])
-        size = sum(max(chunk.declared, chunk.length) for chunk in chunks)
-        self._refuse_larger(size, group, "of audio", MOST_ROW_GROUP_BYTES)
+        self.refuse_large_audio(group, column)
+        chunks = self._audio_chunks(group, column)
         repeated = self._file.fetch(chunks, MOST_ROW_GROUP_BYTES)
         columns = [chunk.name for chunk in chunks]
         if sum(each.values * each.entry_bytes for each in repeated) <= MOST_ROW_GROUP_BYTES:
@@ -297,6 +308,9 @@ class _OpenedFile:
         if kind == "answers":
             return [path for path in paths if path.startswith(f"{column}.") and path.endswith(".text")]
         return [path for path in paths if path == column]
+
+    def _audio_chunks(self, group: int, column: str) -> list[Chunk]:
+        return self._chunks(group, [f"{column}.bytes", f"{column}.path"])
 
     def _chunks(self, group: int, paths: Sequence[str]) -> list[Chunk]:
         row_group = self.parquet.metadata.row_group(group)
@@ -421,6 +435,16 @@ def _check_columns(schema: pa.Schema, path: str, recipe: SourceRecipe) -> dict[s
         names = declared.get(column) or list(fallback.get(column, ()))
         if kind == "label" and names and pa.types.is_integer(found):
             used[column] = names
+    # Nothing here reads it, but publishing will, when all that a GPU had to do for these rows is done.
+    clips = audio_columns(schema)
+    if recipe.audio_column not in clips:
+        position = schema.get_field_index(recipe.audio_column)
+        held = f"it holds {schema.field(position).type}" if position >= 0 else f"the file has {schema.names}"
+        raise SourceError(
+            f"{recipe.name}: {path} has no clips (struct of bytes and path) in column {recipe.audio_column!r}; {held}, "
+            f"and clips in {clips}. The corpus has changed: set audio_column in include/sources/{recipe.name}.py, or "
+            "pin an older revision"
+        )
     return used
 
 
@@ -475,7 +499,7 @@ def _class_names(schema: pa.Schema, path: str, source: str) -> dict[str, list[st
 
 def _decode_classes(column: pa.ChunkedArray, names: list[str]) -> pa.Array:
     """Class numbers to class names; a number without a name stays as text, to be counted as unmapped."""
-    numbers = column
+    numbers = column.cast(pa.int64(), safe=False)  # one beyond its range comes out below 0, and has no name
     known = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names)))
     looked_up = pa.array(names, pa.string()).take(pc.if_else(known, numbers, 0))
-    return pc.if_else(known, looked_up, numbers.cast(pa.string()))
+    return pc.if_else(known, looked_up, column.cast(pa.string()))

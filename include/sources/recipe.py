@@ -124,14 +124,14 @@ def verbatim(column: str, pattern: str | None = None) -> Field:
 
 
 def first_answer(column: str) -> Field:
-    """The text of the first of each row's answers, lower-cased; NULL where there is none."""
+    """The text of the first of each row's answers, cleaned of markup, lower-cased; NULL where there is none."""
 
     def answers(values: pa.Array) -> NormalisedColumn:
         # Slices of one element: NULL where the list is empty.
         first = pc.list_slice(values, 0, 1, return_fixed_size_list=True)
         return NormalisedColumn(clean_answers(pc.struct_field(pc.list_element(first, 0), "text")))
 
-    return Field((column,), "answers", "the first one, lower-cased", answers)
+    return Field((column,), "answers", "the first one, cleaned of markup, lower-cased", answers)
 
 
 @dataclass(frozen=True)

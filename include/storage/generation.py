@@ -206,10 +206,6 @@ def list_progress(warehouse: Warehouse, since: datetime) -> list[dict[str, Any]]
 def shard_lock(warehouse: Warehouse, mode: str, shard: int) -> Iterator[None]:
     """Hold a shard of a mode; a second holder waits until the first one ends, however it ends."""
     with warehouse.connection() as connection:
-        # The server frees the lock when the connection ends. That of a machine which lost its power ends when the
-        # server asks after it; by default it would do so after two hours.
-        for name, value in (("idle", "60"), ("interval", "20"), ("count", "3")):
-            connection.execute("select set_config(%s, %s, false)", [f"tcp_keepalives_{name}", value])
         connection.execute("select pg_advisory_lock(hashtextextended(%s, 0))", [f"generate {mode} {shard}"])
         yield
 

@@ -18,6 +18,11 @@ from include.storage.warehouse import Warehouse, copy_in, statement
 _INCOMING_COLUMNS = ("file_group", *STAGED_SCHEMA.names, "reject_reason")
 
 
+MOST_RETIRED_SHARE = 0.1
+"""Share of the staged rows that a refresh may retire unasked."""
+MOST_RETIRED_ROWS = 20
+"""Rows that it may retire whatever their share: of a small corpus, a few are many."""
+
 # Nobody has to wait for the disk here: merge finds out what a crash has lost, and it is loaded again.
 _LOST_IS_LOADED_AGAIN = "set local synchronous_commit = off"
 
@@ -63,8 +68,13 @@ class IncomingLoad:
         return connection.execute(query, params)
 
     def clear(self, connection: Any, file_group: int) -> None:
-        """Drop the rows of a group that an earlier try of its task has left."""
+        """Drop the rows of a group that an earlier try of its task has left, within the transaction that loads it.
+
+        Another try that is still under way is waited for: both would see nothing to drop, and the group come in twice.
+        """
         connection.execute(_LOST_IS_LOADED_AGAIN)
+        lock = f"{self._name} {file_group}"
+        connection.execute("select pg_advisory_xact_lock(hashtextextended(%s, 0))", [lock])
         self.execute(connection, "clear_incoming", {"file_group": file_group})
 
     def append(self, connection: Any, file_group: int, rows: pa.Table) -> None:
@@ -119,13 +129,14 @@ def merge_load(
         unmapped: Canonical column -> published label -> rows.
         max_reject_share: Share of rejected rows above which nothing is merged.
         largest_class: Canonical column -> label that must be its most frequent one.
-        force: Merge even an older revision than what is staged.
+        force: Merge even an older revision than what is staged, or one without many of the staged rows.
 
     Returns:
         The row of `staging.loads`.
 
     Raises:
-        MergeRefusedError: If rows are missing, none came, too many were rejected, or another label is most frequent.
+        MergeRefusedError: If rows are missing, none came, too many were rejected, another label is most frequent, or
+            too many staged rows would be retired though the code is that of the latest load.
         OlderRevisionError: If a newer revision was merged since this one was chosen.
     """
     started = time.monotonic()
@@ -156,6 +167,18 @@ def merge_load(
         connection.execute(statement("create_partition"), {"source": source})
         merged = incoming.execute(connection, "merge_samples", {"revision": revision}, partition=f"staging.{partition}")
         outcomes = {row["outcome"]: row["rows"] for row in merged}
+        staged, retired = outcomes.get("staged", 0), outcomes.get("retired", 0)
+        changed = outcomes.get("changed", 0) + outcomes.get("returned", 0)
+        before = retired + read - unusable - staged - outcomes.get("returned", 0)
+        # Other code, or another cap, may well make other rows of the same corpus; the same code has found others.
+        same_code = latest and latest["code_hash"] == code_hash
+        if same_code and not force and retires_too_many(retired, before):
+            raise MergeRefusedError(
+                f"{source}: {retired:,} of {before:,} staged rows are not in revision {revision[:12]} and would be "
+                f"retired, more than {MOST_RETIRED_ROWS} and {MOST_RETIRED_SHARE:.0%}; nothing was merged. Is the "
+                "corpus still being copied, or did an upload lose files? Fetch it again. If the rows are gone for "
+                "good, trigger with the Param `force`"
+            )
         connection.execute(statement("delete_rejects"), {"source": source})
         if rejected:
             incoming.execute(connection, "insert_rejects", {"load_id": load_id})
@@ -169,7 +192,6 @@ def merge_load(
                     for value, count in values.items()
                 ],
             )
-        staged, changed = outcomes.get("staged", 0), outcomes.get("changed", 0)
         load = {
             "load_id": load_id,
             "source": source,
@@ -181,13 +203,18 @@ def merge_load(
             "unchanged": read - unusable - staged - changed,
             "changed": changed,
             "moved": outcomes.get("moved", 0),
-            "retired": outcomes.get("retired", 0),
+            "retired": retired,
             "rejected": Jsonb(rejected),
             "seconds": time.monotonic() - started,
         }
         connection.execute(statement("insert_load"), load)
         incoming.drop(connection)
         return {**load, "rejected": rejected}
+
+
+def retires_too_many(retired: int, before: int) -> bool:
+    """Whether so many of the rows staged before look like half a corpus, and not like a refresh."""
+    return retired > max(MOST_RETIRED_ROWS, MOST_RETIRED_SHARE * before)
 
 
 def _count_rejects(

@@ -66,9 +66,8 @@ class Warehouse:
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[dict[str, Any]]]:
         """Open a connection in autocommit mode."""
-        with psycopg.connect(
-            self.conninfo, autocommit=True, row_factory=dict_row, application_name="sift", connect_timeout=30
-        ) as connection:
+        with self._connect() as connection:
+            connection.row_factory = dict_row
             yield connection
 
     @contextmanager
@@ -79,6 +78,16 @@ class Warehouse:
             connection.read_only = True
             with connection.transaction():
                 yield connection
+
+    def _connect(self, timeout_s: int = 30) -> psycopg.Connection[Any]:
+        """Connect in autocommit mode; the locks of a machine that dies are freed, whatever it had under way."""
+        connection = psycopg.connect(self.conninfo, autocommit=True, application_name="sift", connect_timeout=timeout_s)
+        try:
+            connection.execute(statement("set_keepalives"))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def stream(
         self,
@@ -132,8 +141,13 @@ class Warehouse:
         from alembic import command
         from sqlalchemy import create_engine
 
+        def in_transactions() -> psycopg.Connection[Any]:
+            connection = self._connect()
+            connection.autocommit = False
+            return connection
+
         config = migrations()
-        engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(self.conninfo))
+        engine = create_engine("postgresql+psycopg://", creator=in_transactions)
         try:
             with self.connection() as guard, engine.connect() as connection:
                 if guard.info.server_version < MIN_POSTGRES:
@@ -154,7 +168,7 @@ class Warehouse:
         """
         from alembic.script import ScriptDirectory
 
-        with psycopg.connect(self.conninfo, autocommit=True, connect_timeout=5) as connection:
+        with self._connect(timeout_s=5) as connection:
             asked_at = time.time()
             row = connection.execute(statement("clock")).fetchone()
             assert row is not None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from psycopg import sql
 
@@ -17,7 +22,7 @@ from include.sources.corpus import SourceError
 from include.sources.recipe import emotion
 from include.storage.staging import MergeRefusedError, latest_loads, list_rejects
 from include.storage.warehouse import Warehouse
-from tests.include.sources.corpus_files import TOY, toy_row, write_corpus
+from tests.include.sources.corpus_files import TOY, TOY_SCHEMA, toy_row, write_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +124,51 @@ def test_too_many_rejects_merge_nothing(tmp_path: Path, warehouse: Warehouse) ->
     assert latest_loads(warehouse)["toy"]["load_id"].startswith("toy/1/")
 
 
+@pytest.mark.parametrize("rows, may_go", [(40, 20), (300, 30)], ids=["few", "tenth"])
+def test_half_a_corpus_retires_nothing(tmp_path: Path, warehouse: Warehouse, rows: int, may_go: int) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(rows)], row_group_size=50)
+    run(tmp_path, warehouse, "1")
+    everything = "select s.*, xmin::text from staging.samples s order by sample_id"
+    staged, loads = query(warehouse, everything), query(warehouse, "select * from staging.loads")
+    left = [toy_row(n, emotion="sad" if n == 0 else "happy") for n in range(rows - may_go - 1)]
+    write_corpus(tmp_path, [*left, toy_row(rows)], row_group_size=50)
+    said = rf"toy: {may_go + 1} of {rows} staged rows are not in revision [0-9a-f]{{12}} and would be .*Param `force`"
+    with pytest.raises(MergeRefusedError, match=said):
+        run(tmp_path, warehouse, "2")
+    assert (query(warehouse, everything), query(warehouse, "select * from staging.loads")) == (staged, loads)
+    forced = run(tmp_path, warehouse, "3", force=True)
+    assert (forced["staged"], forced["changed"], forced["retired"]) == (1, 1, may_go + 1)
+    assert f"WARNING {may_go + 1} rows that were staged are not" in ingest.describe_load(TOY, forced, warehouse)
+
+
+@pytest.mark.parametrize("rows, may_go", [(40, 20), (300, 30)], ids=["few", "tenth"])
+def test_a_refresh_may_retire_some_rows(tmp_path: Path, warehouse: Warehouse, rows: int, may_go: int) -> None:
+    everything = [toy_row(n) for n in range(rows)]
+    write_corpus(tmp_path, everything, row_group_size=50)
+    run(tmp_path, warehouse, "1")
+    write_corpus(tmp_path, everything[may_go:], row_group_size=50)
+    load = run(tmp_path, warehouse, "2")
+    assert load["retired"] == may_go
+    assert "rows that were staged" not in ingest.describe_load(TOY, load, warehouse)
+    # What came back was not there to be retired, and what is retired already counts no more.
+    write_corpus(tmp_path, everything[: rows - 1], row_group_size=50)
+    load = run(tmp_path, warehouse, "3")
+    assert (load["retired"], load["changed"]) == (1, may_go)
+
+
+def test_other_normalising_code_may_retire_more_and_the_report_says_it(
+    tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(50)])
+    run(tmp_path, warehouse, "1")
+    write_corpus(tmp_path, [toy_row(n) for n in range(10)])
+    monkeypatch.setattr(ingest, "normalising_code_hash", lambda recipe, max_rows: "other code")
+    load = run(tmp_path, warehouse, "2")
+    assert load["retired"] == 40
+    warning = "WARNING 40 rows that were staged are not in this load and are retired; 10 are still there"
+    assert warning in ingest.describe_load(TOY, load, warehouse)
+
+
 def test_a_lost_group_is_noticed_before_anything_is_retired(tmp_path: Path, warehouse: Warehouse) -> None:
     write_corpus(tmp_path, [toy_row(1)], [toy_row(2)])
     groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="1")
@@ -145,6 +195,28 @@ def test_every_step_may_run_twice(tmp_path: Path, warehouse: Warehouse) -> None:
     assert query(warehouse, "select count(*) as n from staging.loads") == [{"n": 1}]
 
 
+def test_a_group_that_is_loaded_twice_at_once_comes_in_once(
+    tmp_path: Path, warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path, [toy_row(n) for n in range(5)])
+    (group,) = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="1")
+    read, cleared = ingest.read_metadata, Event()
+
+    def slowly(*arguments: Any) -> Iterator[pa.Table]:  # the rows are cleared, and none has come in
+        cleared.set()
+        time.sleep(1)
+        yield from read(*arguments)
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(ingest, "read_metadata", slowly)
+        first = pool.submit(ingest.load_group, TOY, group, warehouse)
+        assert cleared.wait(30)
+        monkeypatch.setattr(ingest, "read_metadata", read)
+        second = ingest.load_group(TOY, group, warehouse)
+        assert first.result()["report"] == second["report"]
+    assert ingest.merge_groups(TOY, [second], warehouse)["staged"] == 5
+
+
 def test_a_failing_file_leaves_nothing_of_its_group(tmp_path: Path, warehouse: Warehouse) -> None:
     folder = write_corpus(tmp_path, [toy_row(n) for n in range(500)], row_group_size=500)
     groups = ingest.resolve_revision(TOY, str(tmp_path), warehouse, run_id="1")
@@ -166,6 +238,37 @@ def test_the_report_shows_what_no_table_knows(tmp_path: Path, warehouse: Warehou
     assert "rejected: 1 x empty text" in text
     assert query(warehouse, "select field, raw_value, count from staging.unmapped_labels") == [
         {"field": "emotion", "raw_value": "hangry", "count": 1}
+    ]
+
+
+def test_labels_that_begin_alike_are_counted_each(tmp_path: Path, warehouse: Warehouse) -> None:
+    alike = "surprised and delighted, " * 6
+    labels = [alike + "a"] * 3 + [alike + "b"] * 2 + [alike[:99]]
+    rows = [toy_row(n, emotion=label) for n, label in enumerate(labels)]
+    write_corpus(tmp_path, rows[:4], rows[4:])  # they are added up by batch, by file, and by group
+    load = run(tmp_path, warehouse, "1")
+    counted = load["unmapped"]["emotion"]
+    assert sorted(counted.values()) == [1, 2, 3]
+    assert {len(label) for label in counted} == {99, 100} and all(label[:80] == alike[:80] for label in counted)
+    kept = query(warehouse, "select sum(count)::integer as rows, count(*) as labels from staging.unmapped_labels")
+    assert kept == [{"rows": 6, "labels": 3}]
+
+
+def test_numbers_as_wide_as_they_come_are_staged(tmp_path: Path, warehouse: Warehouse) -> None:
+    schema = TOY_SCHEMA
+    for column, kind in (("speaking_rate", pa.uint64()), ("relative_db", pa.float16())):
+        schema = schema.set(schema.get_field_index(column), pa.field(column, kind))
+    loud = {"relative_db": np.float16(-3.5)}
+    rows = [toy_row(1, speaking_rate=7, **loud), toy_row(2, speaking_rate=2**64 - 1, **loud)]
+    write_corpus(tmp_path, rows, schema=schema)
+    assert run(tmp_path, warehouse, "1")["staged"] == 2
+    ingest.count_samples(TOY, ["sift_s"], 3, warehouse)
+    staged = query(
+        warehouse, "select pace, volume, raw ->> 'speaking_rate' as raw from staging.samples order by 1 desc"
+    )
+    assert staged == [
+        {"pace": "normal", "volume": "loud", "raw": "7"},
+        {"pace": "fast", "volume": "loud", "raw": str(2**64 - 1)},
     ]
 
 

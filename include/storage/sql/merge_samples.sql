@@ -35,7 +35,8 @@ with merged as (
         case
             when merge_action() = 'INSERT' then 'staged'
             when new.retired_at is not null then 'retired'
-            when old.row_hash = new.row_hash and old.retired_at is null then 'moved'
+            when old.retired_at is not null then 'returned'
+            when old.row_hash = new.row_hash then 'moved'
             else 'changed'
         end as outcome
 )

@@ -46,6 +46,24 @@ def test_answers_may_be_any_word() -> None:
     assert clean_answers(column).to_pylist() == ["the mayor", "none", None, None, "unknown"]
 
 
+@pytest.mark.parametrize(
+    ("published", "clean"),
+    [
+        ("The <audio> Mayor", "the mayor"),
+        ("Paris<|im_end|>\n<|im_start|>user", "paris user"),
+        ("<think>hm</think> 1912", "hm 1912"),
+        ("<<b>think>", "think"),
+        ("<" + "x" * 300 + ">", "x" * 300),
+        ("[the] Mayor [sic]", "the mayor sic"),  # of a text that is quoted, not a noise
+        ("C\u200bo\x00de", "c o de"),
+        ("<|im_end|>", None),
+        ("[]", None),
+    ],
+)
+def test_answers_hold_no_markup(published: str, clean: str | None) -> None:
+    assert clean_answers(pa.array([published])).to_pylist() == [clean]
+
+
 def test_missing_speakers_and_accents_are_null() -> None:
     column = pa.array(["nan", "Unknown", " ", None, "FEE042 "])
     assert verbatim_labels(column).to_pylist() == [None, None, None, None, "FEE042"]

@@ -63,9 +63,27 @@ def test_a_row_group_that_is_too_large_for_one_clip_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_corpus(tmp_path, [toy_row(n) for n in range(3)])
+    place = place_of(read_all(tmp_path).to_pylist()[0])
     monkeypatch.setattr(reader_module, "MOST_ROW_GROUP_BYTES", 10)
     with pytest.raises(SourceError, match="too much to read at once"):
-        read_clips(TOY, str(tmp_path), place_of(read_all(tmp_path).to_pylist()[0]))
+        read_clips(TOY, str(tmp_path), place)
+
+
+def test_a_row_group_whose_audio_cannot_be_published_is_not_staged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = {"bytes": b"RIFF" + bytes(2 << 20), "path": "3.wav"}
+    write_corpus(tmp_path, [*(toy_row(n) for n in range(3)), toy_row(3, audio=long), toy_row(4, audio=long)])
+    monkeypatch.setattr(reader_module, "MOST_ROW_GROUP_BYTES", 1 << 20)
+    monkeypatch.setattr(reader_module.CheckedFile, "fetch", lambda *_: pytest.fail("it was fetched"))
+    with pytest.raises(SourceError, match=r"toy: row group 1 of data/train-00000-of-00001.parquet holds 2 MiB of aud"):
+        read_all(tmp_path)
+    # Of a row group that a cap leaves out nothing is read, whatever its size.
+    monkeypatch.undo()
+    monkeypatch.setattr(reader_module, "MOST_ROW_GROUP_BYTES", 1 << 20)
+    corpus = resolve_corpus(TOY, str(tmp_path))
+    first = replace(corpus.files[0], row_groups=(0,))
+    assert [len(table) for table in read_metadata(corpus, first, TOY)] == [3]
 
 
 def test_audio_bytes_are_never_read_for_metadata(tmp_path: Path) -> None:
@@ -142,6 +160,36 @@ def test_a_column_of_another_type_is_named(tmp_path: Path) -> None:
         read_all(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name, kind, said",
+    [
+        ("sound", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "the file has .*'sound', .* in .'sound'"),
+        ("audio", pa.binary(), r"it holds binary, and clips in \[\]"),
+        ("audio", pa.string(), "it holds string"),
+        ("audio", pa.struct([("bytes", pa.binary())]), "it holds struct<bytes: binary>"),
+        ("audio", pa.struct([("bytes", pa.list_(pa.uint8())), ("path", pa.string())]), "it holds struct<bytes: list"),
+    ],
+)
+def test_clips_that_are_not_where_the_recipe_says_are_missed_before_a_row_is_read(
+    tmp_path: Path, name: str, kind: pa.DataType, said: str
+) -> None:
+    schema = TOY_SCHEMA.set(TOY_SCHEMA.get_field_index("audio"), pa.field(name, kind))
+    write_corpus(tmp_path, [{**toy_row(1), "audio": None}], schema=schema)
+    where = r"toy: data/train-00000-of-00001.parquet has no clips \(struct of bytes and path\) in column 'audio'"
+    with pytest.raises(SourceError, match=rf"{where}.*{said}.*set audio_column in include/sources/toy.py"):
+        read_all(tmp_path)
+
+
+def test_clips_may_have_no_names_and_large_offsets(tmp_path: Path) -> None:
+    position = TOY_SCHEMA.get_field_index("audio")
+    kind = pa.struct([("bytes", pa.large_binary()), ("path", pa.null())])
+    rows = [{**toy_row(n), "audio": {"bytes": b"RIFF", "path": None}} for n in range(2)]
+    write_corpus(tmp_path, rows, schema=TOY_SCHEMA.set(position, pa.field("audio", kind)))
+    assert len(read_all(tmp_path)) == 2
+    clips = audio_reader(resolve_corpus(TOY, str(tmp_path)))("data/train-00000-of-00001.parquet", 0)
+    assert clips.to_pylist() == [{"bytes": b"RIFF", "path": None}] * 2
+
+
 @pytest.mark.parametrize("keep", [0, 3, 200, -20])
 def test_a_truncated_file_is_named_before_anything_is_read(tmp_path: Path, keep: int) -> None:
     folder = write_corpus(tmp_path, [toy_row(n) for n in range(9)], [toy_row(9)])
@@ -167,6 +215,14 @@ def test_class_numbers_are_named_by_the_file_itself(tmp_path: Path) -> None:
     rows = [toy_row(n, emotion=n - 1) for n in range(4)]
     write_corpus(tmp_path, rows, schema=schema, class_names={"emotion": ["neutral", "joy"]})
     assert read_all(tmp_path)["emotion"].to_pylist() == ["-1", "neutral", "joy", "2"]
+
+
+def test_class_numbers_beyond_every_signed_one_have_no_name(tmp_path: Path) -> None:
+    position = TOY_SCHEMA.get_field_index("emotion")
+    schema = TOY_SCHEMA.set(position, pa.field("emotion", pa.uint64()))
+    rows = [toy_row(n, emotion=value) for n, value in enumerate([1, 2**64 - 1, 2**53 + 1, None])]
+    write_corpus(tmp_path, rows, schema=schema, class_names={"emotion": ["neutral", "joy"]})
+    assert read_all(tmp_path)["emotion"].to_pylist() == ["joy", str(2**64 - 1), str(2**53 + 1), None]
 
 
 def test_class_names_of_the_recipe_count_where_the_file_declares_none(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def stage(warehouse: Warehouse, samples: Iterable[dict[str, object]]) -> None:
         unmapped={},
         max_reject_share=0,
         largest_class={},
+        force=True,  # half of them may go
     )
 
 

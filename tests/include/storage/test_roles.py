@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -418,3 +419,72 @@ def test_the_migration_can_be_taken_back(warehouse: Warehouse) -> None:
     engine.dispose()
     with warehouse.connection() as connection:
         connection.execute("select staging.create_partition('again')")
+
+
+SHAPE = """
+select 'table' as what, format('%%s %%s %%s %%s %%s', relowner::regrole, relkind, relpersistence, relreplident,
+    pg_get_expr(relpartbound, oid)) as how from pg_class where oid = %(table)s::regclass
+union all select 'privilege', (aclexplode(coalesce(relacl, acldefault('r', relowner))))::text
+    from pg_class where oid = %(table)s::regclass
+union all select 'column', jsonb_build_object('column', to_jsonb(a) - '{attrelid,attcompression}'::text[],
+    'default', pg_get_expr(adbin, adrelid), 'comment', col_description(a.attrelid, attnum))::text
+    from pg_attribute a left join pg_attrdef on adrelid = attrelid and adnum = attnum
+    where attrelid = %(table)s::regclass and attnum > 0
+union all select 'constraint', format('%%s %%s local %%s inherited %%s of %%s', contype, pg_get_constraintdef(oid),
+    conislocal, coninhcount, conparentid <> 0) from pg_constraint where conrelid = %(table)s::regclass
+union all select 'index', format('%%s primary %%s of %%s', pg_get_indexdef(indexrelid), indisprimary,
+    inhparent::regclass) from pg_index left join pg_inherits on inhrelid = indexrelid
+    where indrelid = %(table)s::regclass
+union all select 'parent', inhparent::regclass::text from pg_inherits where inhrelid = %(table)s::regclass
+union all select 'trigger', tgname from pg_trigger where tgrelid = %(table)s::regclass
+order by 1, 2
+"""
+
+
+def test_a_partition_is_what_postgresql_itself_would_make(warehouse: Warehouse) -> None:
+    grant_roles(warehouse, PASSWORDS)
+    with as_role(warehouse)("ingest").connection() as ingest:
+        ingest.execute("select staging.create_partition('mine')")
+    with warehouse.connection() as connection:
+        connection.execute("create table staging.samples_made partition of staging.samples for values in ('made')")
+        connection.execute("grant select, insert, update on staging.samples_made to sift_ingest")
+        mine, made = (
+            [
+                (row["what"], row["how"].replace(name, "NAME"))
+                for row in connection.execute(SHAPE, {"table": f"staging.samples_{name}"}).fetchall()
+            ]
+            for name in ("mine", "made")
+        )
+    assert mine == made
+    assert {what for what, _ in mine} == {"table", "privilege", "column", "constraint", "index", "parent"}
+
+
+def test_a_first_load_waits_for_no_reader_and_keeps_none_waiting(warehouse: Warehouse) -> None:
+    hurried = Warehouse(make_conninfo(warehouse.conninfo, options="-c lock_timeout=2s"))
+    recipe = RECIPES[SAMPLED[0]]
+    groups = resolve_revision(recipe, str(SAMPLES), hurried, run_id="1")
+    loaded = [load_group(recipe, group, hurried) for group in groups]
+    with warehouse.transaction() as release, hurried.connection() as reader:
+        release.execute("select count(*) from staging.samples")  # a long COPY holds the same lock
+        with hurried.transaction() as other:
+            other.execute("select staging.create_partition('other')")
+            reader.execute("select count(*) from staging.samples")
+        assert merge_groups(recipe, loaded, hurried)["staged"]
+
+
+def test_a_partition_that_two_make_at_once_is_made_once(warehouse: Warehouse) -> None:
+    with warehouse.connection() as first, ThreadPoolExecutor(1) as pool:
+        with first.transaction():
+            first.execute("select staging.create_partition('mine')")
+
+            def again() -> None:
+                with warehouse.connection() as second:
+                    second.execute("select staging.create_partition('mine')")
+
+            waiting = pool.submit(again)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.5)
+        waiting.result(30)
+        assert first.execute(
+            "select count(*) as n from pg_inherits where inhrelid::regclass::text ~ 'mine$'"
+        ).fetchone() == {"n": 1}

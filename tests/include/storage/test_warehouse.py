@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 
+import psycopg
 import pyarrow as pa
 import pytest
 from psycopg import sql
 
 from include.local.postgres import PostgresServer
+from include.local.processes import stop_process
 from include.schema import STAGED_SCHEMA
 from include.storage.warehouse import Warehouse, copy_in, statement
+from tests.password_server import make_cluster, start_server
+from tests.ports import free_port
 
 NASTY = ["plain", "", None, 'quo"te', "com,ma", "line\nend", "\\N", "tab\t", "é\U0001f600", " ", "'; drop table x; --"]
 
@@ -92,3 +98,28 @@ def test_every_statement_is_used_and_binds_its_values() -> None:
             "direction",
             "database",
         }
+
+
+def test_the_server_asks_after_a_machine_that_is_silent(tmp_path_factory: pytest.TempPathFactory) -> None:
+    data, port = tmp_path_factory.mktemp("tcp") / "data", free_port()  # over a socket there is nothing to ask
+    make_cluster(data, "secret")
+    server = start_server(data, port, data.with_suffix(".log"), {})
+    warehouse = Warehouse(f"host=127.0.0.1 port={port} user=postgres password=secret dbname=postgres")
+    asked = sql.SQL("select name, setting from pg_settings where name like 'tcp_keepalives%' order by name")
+    wanted = [("tcp_keepalives_count", "3"), ("tcp_keepalives_idle", "60"), ("tcp_keepalives_interval", "20")]
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                warehouse.condition()
+                break
+            except psycopg.OperationalError:
+                assert server.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+        with warehouse.transaction() as connection:
+            assert [tuple(row.values()) for row in connection.execute(asked)] == wanted
+        schema = pa.schema([("name", pa.string()), ("setting", pa.string())])
+        (rows,) = warehouse.stream(asked, {}, schema)
+        assert [tuple(row.values()) for row in rows.to_pylist()] == wanted
+    finally:
+        stop_process(server, signal.SIGINT, patience_s=30)
