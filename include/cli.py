@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from include.settings import PROJECT_ROOT, Settings, get_settings
+from include.settings import PROJECT_ROOT, Settings, describe_refused, get_settings
 
 if TYPE_CHECKING:
     from include.local.airflow import AirflowApi
@@ -36,6 +37,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 console = Console()
+if not console.is_terminal:
+    console = Console(width=10_000)  # a pipe and a file have no width: nothing is cut or folded
 SAMPLES = PROJECT_ROOT / "samples"
 
 
@@ -51,11 +54,13 @@ Hub = Annotated[
     Path | None,
     typer.Option(help="Folder in the Hub's layout to read corpora from", show_default="the bundled samples"),
 ]
-Port = Annotated[int | None, typer.Option(help="Port of the web UI", show_default="8080, or the next free one")]
+Port = Annotated[
+    int | None, typer.Option(help="Port of the web UI", show_default="8080, or the next free one", min=1, max=65535)
+]
 
 
 def _embedded_settings(hub: Path | None = None) -> Settings:
-    """Settings of the embedded profile, put into the environment for the processes that are started."""
+    """Settings of the embedded stack, put into the environment for the processes that are started."""
     if hub is not None:
         if not hub.is_dir():
             raise ValueError(f"--hub {hub}: there is no such folder")
@@ -70,7 +75,7 @@ def _embedded_settings(hub: Path | None = None) -> Settings:
 def demo(
     hub: Hub = None,
     sources: Annotated[str | None, typer.Option(help="Only these sources, separated by commas")] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave Airflow running afterwards")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave Airflow running afterwards, without schedules")] = False,
     port: Port = None,
 ) -> None:
     """Run the main job once: corpora in, dataset out, through a real Airflow."""
@@ -86,12 +91,13 @@ def demo(
 @app.command()
 def up(hub: Hub = None, port: Port = None) -> None:
     """Start Airflow in the background and print its address."""
-    from include.local.stack import start_stack
+    from include.local.stack import OPEN, start_stack
 
     settings = _embedded_settings(hub)
     with console.status("Starting") as status:
         state = start_stack(settings, port=port, attached=False, on_progress=status.update)
     console.print(f"Airflow is up at [link={state.url}]{state.url}[/link], reading corpora from {state.hub}")
+    console.print(OPEN, soft_wrap=True)
     console.print("DAGs start paused: unpause or trigger what you want. Stop with ./sift down")
 
 
@@ -119,14 +125,18 @@ def status() -> None:
         raise typer.Exit(3)
     console.print(f"Airflow is up at [link={state.url}]{state.url}[/link] (process {state.pid})")
     warehouse = Warehouse(state.conninfo)
-    for table in (staged_table(warehouse), unmapped_table(warehouse), coverage_table(warehouse, settings)):
-        console.print(table)
+    staged = staged_table(warehouse)
+    if not staged.row_count:
+        console.print("Nothing is staged yet: trigger an ingest DAG")
+        return
+    for shown in (staged, unmapped_table(warehouse), coverage_table(warehouse, settings)):
+        console.print(shown)
 
 
 @app.command()
 def logs(
     part: Annotated[
-        str | None, typer.Argument(help="api-server, scheduler, dag-processor, postgres, supervisor")
+        str | None, typer.Argument(help="api-server, scheduler, dag-processor, postgres, migrate, clean, supervisor")
     ] = None,
     lines: Annotated[int, typer.Option("-n", help="Lines from the end", min=1)] = 40,
     follow: Annotated[bool, typer.Option("-f", help="Go on as they grow")] = False,
@@ -135,9 +145,10 @@ def logs(
     folder = _embedded_settings().home / "logs"
     found = sorted(folder.glob("*.log"))
     chosen = [file for file in found if part in (None, file.stem)]
+    if not found:
+        raise ValueError(f"there are no logs in {folder} yet: nothing was started")
     if not chosen:
-        names = ", ".join(file.stem for file in found) or "none yet"
-        raise ValueError(f"there is no log {part or ''} in {folder}; there are: {names}")
+        raise ValueError(f"there is no log {part} in {folder}; there are: {', '.join(file.stem for file in found)}")
     subprocess.run(["tail", "-n", str(lines), *(["-f"] if follow else []), *map(str, chosen)], check=False)
 
 
@@ -163,7 +174,8 @@ def trigger(
     if run["state"] != "success":
         for task in api.tasks(dag, run_id):
             if task["state"] == "failed":
-                console.print(f"  failed: {task['task_id']}; see its log in the web UI")
+                why = api.task_error(dag, run_id, task).splitlines()[:3]  # the log in the web UI has all of it
+                console.print("\n    ".join([f"  failed: {task['task_id']}", *why]), markup=False, soft_wrap=True)
         raise typer.Exit(1)
     if parameters.get("estimate"):
         estimate = api.returned(dag, run_id, "estimate") or {"text": "Nothing is pending."}
@@ -182,7 +194,7 @@ def backfill(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end; exit status 1 unless all succeed")] = False,
 ) -> None:
     """Run a DAG for past intervals, the oldest first; each run stages the newest revision of its time."""
-    api, url = _running_airflow()
+    api, url = _running_airflow(schedules=True)
     parameters = _json_object(conf)
     first, last = since.replace(tzinfo=UTC), until.replace(tzinfo=UTC) + timedelta(days=1, seconds=-1)
     # Asked for first, so that a refused backfill leaves the DAG as it was.
@@ -203,13 +215,19 @@ def backfill(
         raise typer.Exit(1)
 
 
-def _running_airflow() -> tuple[AirflowApi, str]:
+def _running_airflow(*, schedules: bool = False) -> tuple[AirflowApi, str]:
+    """The running stack's API and address; `schedules`: what is asked of it needs DAGs that have theirs."""
     from include.local.airflow import AirflowApi
     from include.local.stack import read_state
 
     state = read_state(_embedded_settings().home)
     if not state:
         raise ValueError("Airflow is not running; start it with ./sift up")
+    if schedules and not state.schedules:
+        raise ValueError(
+            "this Airflow runs without schedules, as ./sift demo starts it (or SIFT_SCHEDULES=false), and without one "
+            "a DAG has no past intervals: ./sift down, then ./sift up"
+        )
     return AirflowApi(state.url), state.url
 
 
@@ -232,7 +250,7 @@ def doctor(
     from include.doctor import examine
 
     if "AIRFLOW__CORE__EXECUTOR" not in os.environ:
-        with suppress(ValidationError):  # a finding, not the end
+        with suppress(ValidationError, SettingsError):  # a finding, not the end
             _embedded_settings()
     # Libraries of Airflow print what they like; the answer alone goes out.
     with redirect_stdout(sys.stderr), console.status("Looking"):
@@ -261,7 +279,7 @@ def _show(findings: list[Finding]) -> None:
 
 @app.command()
 def backup(folder: Annotated[Path, typer.Argument(help="A new folder; as secret as the database")]) -> None:
-    """Save both databases of the embedded profile, also while Airflow runs; releases are files, and not in it."""
+    """Save both databases of the embedded stack, also while Airflow runs; releases are files, and not in it."""
     from include.local.backup import make_backup
 
     with console.status("Saving"):
@@ -283,7 +301,7 @@ def restore(folder: Annotated[Path, typer.Argument(help="What ./sift backup wrot
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def psql(context: typer.Context) -> None:
     """Open psql on the warehouse; arguments go to psql. Starts PostgreSQL for the call when it is down."""
-    from include.local.postgres import running_postgres
+    from include.local.postgres import require_cluster, running_postgres
     from include.local.stack import read_state
 
     settings = _embedded_settings()
@@ -295,7 +313,7 @@ def psql(context: typer.Context) -> None:
     if state := read_state(home):
         code = run(Path(state.psql), state.conninfo)
     else:
-        with running_postgres(home / "postgres", home / "logs" / "postgres.log") as server:
+        with running_postgres(require_cluster(home), home / "logs" / "postgres.log") as server:
             code = run(server.bin_dir / "psql", server.conninfo("sift"))
     raise typer.Exit(code)
 
@@ -312,6 +330,14 @@ def releases() -> None:
         console.print(elsewhere)
 
 
+def _table_of_releases(title: str, *columns: str) -> Table:
+    """A table that folds what is too long for the terminal, but never a release's id: people copy it."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, no_wrap=column == "release", overflow="fold")
+    return table
+
+
 def _local_releases(folder: Path) -> Table:
     from include.publish.manifest import read_manifest
     from include.publish.promotion import size
@@ -321,7 +347,7 @@ def _local_releases(folder: Path) -> Table:
     waiting = {
         path: "awaits approval" if awaits_review(path) else "not promoted" for path in unpromoted(folder).values()
     }
-    table = Table("release", "made", "rows", "size", "sources", "model", "", title="Local", title_justify="left")
+    table = _table_of_releases("Local", "release", "made", "rows", "size", "sources", "model", "")
     manifests = {path: read_manifest(path) for path in {*promoted_releases(folder), *waiting}}
     for path, manifest in sorted(manifests.items(), key=lambda item: item[1].release_id, reverse=True):
         table.add_row(
@@ -341,7 +367,7 @@ def _published_elsewhere(warehouse: Warehouse) -> Table:
     from include.publish.targets import LOCAL
     from include.storage.releases import list_releases
 
-    table = Table("target", "release", "made", "rows", "size", "where", title="Elsewhere", title_justify="left")
+    table = _table_of_releases("Elsewhere", "target", "release", "made", "rows", "size", "where")
     for row in list_releases(warehouse):
         if row["target"] != LOCAL:
             made = f"{row['created_at'].astimezone(UTC):%Y-%m-%d %H:%M}"
@@ -463,7 +489,11 @@ def main() -> None:
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("SIFT_TRACEBACK"):
             raise
-        Console(stderr=True).print(f"[red]sift:[/red] {error}", highlight=False, soft_wrap=True)
+        said = str(error)
+        settings = Settings.__name__
+        if isinstance(error, SettingsError) or (isinstance(error, ValidationError) and error.title == settings):
+            said = "; ".join(describe_refused(error))
+        Console(stderr=True).print(f"[red]sift:[/red] {escape(said)}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
 
 

@@ -19,12 +19,13 @@ from pathlib import Path
 import httpx
 from packaging.requirements import Requirement
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from include.generation.device import OCCUPIED_MIB, device_candidates, lease_dir, nvml_memory_use
 from include.local.model import find_gguf
 from include.local.stack import environment_of, read_state
 from include.schema import Finding
-from include.settings import EMBEDDED_MODEL, PROJECT_ROOT, Settings, get_settings
+from include.settings import EMBEDDED_MODEL, PROJECT_ROOT, Settings, describe_refused, get_settings
 from include.sources import RECIPES
 
 CHECK_TIMEOUT_S = 40.0
@@ -49,10 +50,9 @@ def examine(free_gib: float = FREE_GIB) -> Iterator[Finding]:
     yield from _found(".env", check_env_file)
     try:
         settings = get_settings()
-    except ValidationError as error:
-        for wrong in error.errors(include_input=False, include_url=False):
-            name = "SIFT_" + "__".join(str(part) for part in wrong["loc"]).upper()
-            yield Finding("settings", "wrong", f"{name}: {wrong['msg']}", "correct it; .env.example has them all")
+    except (ValidationError, SettingsError) as error:
+        for said in describe_refused(error):
+            yield Finding("settings", "wrong", said, "correct it; .env.example has them all")
         return
     yield Finding("settings", "ok", f"profile {settings.profile}, engine {settings.engine}, home {settings.home}")
     yield from _found("home", lambda: check_home(settings))

@@ -6,12 +6,13 @@ Airflow connections (`AIRFLOW_CONN_*` or a secrets backend), handed on by `inclu
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED_MODEL = "SmolLM2-135M-Instruct"
@@ -147,7 +148,7 @@ class Settings(BaseSettings):
         False, description="Let the server render the chat template, with its own date, for one without /v1/completions"
     )
     cpu_threads: int = Field(
-        0, ge=0, description="CPU threads of the engine; 0: the cores given, in the embedded profile less one"
+        0, ge=0, description="CPU threads of the engine; 0: the cores given, with the profile embedded less one"
     )
     shards: int = Field(
         0, ge=0, le=64, description="Generation tasks per mode; 0: one per GPU (with a server: one), at least one"
@@ -156,7 +157,7 @@ class Settings(BaseSettings):
         1, ge=0, le=64, description="GPUs of a deployment: slots of the pool gpu; ./sift counts its machine's itself"
     )
     gpu_image: str = Field(
-        "sift-gpu-worker:0.1.0", min_length=1, description="Image of the pods that generate, with KubernetesExecutor"
+        "sift-gpu-worker:0.2.0", min_length=1, description="Image of the pods that generate, with KubernetesExecutor"
     )
     stall_timeout_s: float = Field(
         600, ge=0, description="Seconds without a finished row after which a generating task ends itself; 0: never"
@@ -232,6 +233,17 @@ class Settings(BaseSettings):
 
 def _as_dict(value: Sampling | dict[str, Any]) -> dict[str, Any]:
     return value.model_dump() if isinstance(value, Sampling) else value
+
+
+def describe_refused(error: ValidationError | SettingsError) -> list[str]:
+    """Say of each setting whose value is refused its variable and why, as `Settings()` raised it; without the value."""
+    if isinstance(error, SettingsError):  # JSON that cannot be read; it names the field, in quotes
+        found = re.search(r'field "(\w+)"', str(error))
+        return [f"SIFT_{found[1].upper()}: not JSON, which it must be" if found else str(error)]
+    return [
+        f"SIFT_{'__'.join(map(str, wrong['loc'])).upper()}: {wrong['msg']}"
+        for wrong in error.errors(include_input=False, include_url=False)
+    ]
 
 
 @cache

@@ -43,8 +43,12 @@ SHARED = PROJECT_ROOT.parent / "shared"
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Remove what the tests have written, unless somebody will want to look at it."""
-    if exitstatus == pytest.ExitCode.OK and not WORKER:
+    """Remove what the tests have written, unless somebody will want to look at it; folders alone are nothing to see."""
+    if WORKER:
+        return
+    # pytest's own lock is removed later.
+    written = (path for path in Path(TEMP_ROOT).rglob("*") if path.is_file() and path.name != ".lock")
+    if exitstatus == pytest.ExitCode.OK or not any(written):
         shutil.rmtree(TEMP_ROOT, ignore_errors=True)
 
 
@@ -115,7 +119,7 @@ def make_settings(tmp_path: Path) -> Callable[..., Settings]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Show what tests counted, also when they passed: a line each, tables under their header."""
+    """Show what tests counted, also when they passed: a line each, tables under their header; and what is kept."""
     said: dict[str, list[object]] = {}
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         for name, value in report.user_properties:
@@ -125,6 +129,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section(name)
         for value in values:
             terminalreporter.write_line(str(value))
+    if not WORKER and Path(TEMP_ROOT).exists():
+        terminalreporter.write_line(f"What the tests wrote is kept in {TEMP_ROOT}")
 
 
 @pytest.fixture

@@ -130,4 +130,6 @@ def test_every_requirement_is_pinned(name: str) -> None:
 def test_the_threat_notes_name_tests_that_are_there() -> None:
     named = re.findall(r"`(tests/[^`]*)`", (PROJECT_ROOT / "docs" / "security.md").read_text(encoding="utf-8"))
     assert named
-    assert [path for path in named if not (PROJECT_ROOT / path).exists()] == []
+    places = [(PROJECT_ROOT / path, test) for path, _, test in (name.partition("::") for name in named)]
+    assert [path for path, _ in places if not path.exists()] == []
+    assert [test for path, test in places if test and f"def {test}(" not in path.read_text(encoding="utf-8")] == []

@@ -11,7 +11,7 @@ import os
 import secrets
 import string
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -122,17 +122,26 @@ def write_secrets(path: Path, gpus: int | None = None) -> Written:
         gpus: GPUs that generate: 0, 1, 2, 4 or 8; None takes what the file says, else those of this machine.
 
     Raises:
-        ValueError: If there is no profile for that many GPUs, or the file says another number.
+        ValueError: If there is no profile for that many GPUs, the file says another number, holds a secret with
+            characters that do not survive URLs and shells, or has no folder to lie in.
     """
     path = path.resolve()
+    if not path.parent.is_dir():
+        raise ValueError(f"--file {path}: there is no folder {path.parent}")
     text = path.read_bytes().decode() if path.exists() else ""
     present = {name: value for name, value in dotenv_values(path, interpolate=False).items() if value}
+    refused = [name for name in map(str.upper, Secrets.model_fields) if not _SAFE.issuperset(present.get(name) or "")]
+    if refused:
+        raise ValueError(
+            f"{path}: {', '.join(refused)} may hold letters, digits, '-', '_' and '=' only, because URLs and shells "
+            "read them; choose another value (README, Past one machine, says how a password is changed)"
+        )
     missing = [
         (name.upper(), info.description, next(part for part in info.metadata if isinstance(part, MadeBy)).make())
         for name, info in Secrets.model_fields.items()
         if name.upper() not in present
     ]
-    gpus = _agreed_gpus(present.get("SIFT_GPUS"), gpus)
+    gpus = _agreed_gpus(present, gpus)
     for name, description, value in (
         ("SIFT_GPUS", "GPUs that generate", str(gpus)),
         ("COMPOSE_PROFILES", "Which workers docker compose starts; add s3 for an S3 server", PROFILES.get(gpus, "")),
@@ -152,16 +161,21 @@ def write_secrets(path: Path, gpus: int | None = None) -> Written:
     return written
 
 
-def _agreed_gpus(in_file: str | None, asked: int | None) -> int:
+def _agreed_gpus(present: Mapping[str, str], asked: int | None) -> int:
+    """The number that is asked for, that the file says (by itself, or by the profiles it chose), or this machine's."""
     if asked is not None and asked not in PROFILES:
         numbers = ", ".join(map(str, PROFILES))
         raise ValueError(f"--gpus {asked}: docker-compose.yaml has profiles for {numbers} GPUs")
+    chosen = {profile.strip() for profile in present.get("COMPOSE_PROFILES", "").split(",")}
+    by_profile = [str(number) for number, profile in PROFILES.items() if profile in chosen]
+    in_file = present.get("SIFT_GPUS") or (by_profile[-1] if by_profile else None)
     if in_file is None:
-        return (
-            asked if asked is not None else max(n for n in PROFILES if n <= len([*Path("/dev").glob("nvidia[0-9]*")]))
-        )
+        here = len([*Path("/dev").glob("nvidia[0-9]*")])
+        return asked if asked is not None else max(number for number in PROFILES if number <= here)
     if asked is not None and str(asked) != in_file:
-        raise ValueError(f"--gpus {asked}: the file says SIFT_GPUS={in_file}; change it and COMPOSE_PROFILES there")
+        name = next(name for name in ("SIFT_GPUS", "COMPOSE_PROFILES") if name in present)
+        said = f"{name}={present[name]}"
+        raise ValueError(f"--gpus {asked}: the file says {said}; change SIFT_GPUS and COMPOSE_PROFILES there")
     return int(in_file)
 
 

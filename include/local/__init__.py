@@ -1,1 +1,1 @@
-"""The embedded profile: PostgreSQL, Airflow and the small model on one machine."""
+"""The embedded stack: PostgreSQL, Airflow and the small model on one machine."""

@@ -209,12 +209,29 @@ class AirflowApi:
         response = self._request("GET", path, params={"deserialize": True}, accept=(httpx.codes.NOT_FOUND,))
         return None if response.status_code == httpx.codes.NOT_FOUND else response.json()["value"]
 
+    def task_error(self, dag_id: str, run_id: str, task: Mapping[str, Any]) -> str:
+        """Return the error with which a task instance ended, else the last line of its log; "" without a log.
+
+        Args:
+            dag_id: Of the run.
+            run_id: Of the run.
+            task: One of those that `tasks` returns.
+        """
+        of = (dag_id, run_id, task["task_id"], task["try_number"], task["map_index"])
+        entries = self._log_entries(*of)
+        errors = [lines[1:] for lines in map(_log_lines, entries) if lines[1:]]
+        lines = errors[-1][:1] if errors else [line for entry in entries[-1:] for line in _log_lines(entry)]
+        return lines[0].strip() if lines else ""
+
     def task_log(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int = -1) -> list[str]:
         """Return the messages of a task instance's log."""
+        entries = self._log_entries(dag_id, run_id, task_id, try_number, map_index)
+        return [line for entry in entries for line in _log_lines(entry)]
+
+    def _log_entries(self, dag_id: str, run_id: str, task_id: str, try_number: int, map_index: int) -> list[Any]:
         path = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/logs/{try_number}"
         params: dict[str, Any] = {"map_index": map_index, "full_content": True}
-        content = self._request("GET", path, params=params).json()["content"]
-        return [line for entry in content for line in _log_lines(entry)]
+        return list(self._request("GET", path, params=params).json()["content"])
 
     def queued_events(self, dag_id: str) -> int:
         """Return how many asset events wait for a run of the DAG."""

@@ -1,4 +1,4 @@
-"""Backup and restore of the embedded profile: both databases and the keys that Airflow's secrets are encrypted with.
+"""Backup and restore of the embedded stack: both databases and the keys that Airflow's secrets are encrypted with.
 
 A backup is a folder. Releases are not in it: they are plain files, and are copied as such.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict
 
-from include.local.postgres import PostgresServer, running_postgres
+from include.local.postgres import PostgresServer, require_cluster, running_postgres
 from include.local.stack import read_state
 from include.settings import Settings
 
@@ -35,8 +35,7 @@ def make_backup(settings: Settings, folder: Path) -> None:
         ValueError: If there is nothing to save, or the folder exists.
         RuntimeError: If pg_dump fails, with its words.
     """
-    if not (settings.home / "postgres").is_dir():
-        raise ValueError(f"there is no database in {settings.home} yet")
+    require_cluster(settings.home)
     if folder.exists():
         raise ValueError(f"{folder} exists; give the name of a new folder")
     aside = folder.with_name(f".{folder.name}.partial")

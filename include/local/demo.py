@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from include.local.airflow import AirflowApi
-from include.local.stack import StackState, start_stack, stop_stack
+from include.local.stack import OPEN, StackState, start_stack, stop_stack
 from include.modes import MODES
 from include.settings import EMBEDDED_MODEL, Settings
 from include.sources import RECIPES
@@ -55,7 +55,7 @@ def run_demo(
     """Ingest, generate and publish; then show what came out.
 
     Args:
-        settings: Of the embedded profile.
+        settings: Of the embedded stack.
         console: Where the progress is shown.
         sources: Sources to ingest; None takes all that the corpora's folder holds and a recipe knows.
         keep: Leave Airflow running.
@@ -87,6 +87,7 @@ def run_demo(
                     stop_stack(settings.home)
     if keep:
         console.print(f"Airflow stays up at [link={state.url}]{state.url}[/link]; stop it with ./sift down")
+        console.print(f"{OPEN}. DAGs have no schedules until ./sift down and ./sift up", soft_wrap=True)
 
 
 def _prepare_model(settings: Settings) -> None:
@@ -122,12 +123,12 @@ def staged_table(warehouse: Warehouse) -> Table:
     return table
 
 
-def unmapped_table(warehouse: Warehouse) -> Table:
-    """Show published values that no rule knows."""
+def unmapped_table(warehouse: Warehouse) -> Table | str:
+    """Show published values that no rule knows; a sentence if there are none."""
     table = Table("source", "column", "published", "rows", title="Labels that no rule knows", title_justify="left")
     for row in list_unmapped(warehouse):
         table.add_row(row["source"], row["field"], repr(row["raw_value"]), str(row["count"]))
-    return table
+    return table if table.row_count else "Every label was known to a rule."
 
 
 def _choose_sources(settings: Settings, wanted: Sequence[str] | None) -> list[str]:
@@ -264,8 +265,7 @@ def _summarise(
     with console.status("Reading the release back"):
         verify_release(release)
     console.print(staged_table(warehouse))
-    unmapped = unmapped_table(warehouse)
-    console.print(unmapped if unmapped.row_count else "Every label was known to a rule.")
+    console.print(unmapped_table(warehouse))
     console.print(coverage_table(warehouse, settings))
     verdicts = Table("mode", "verdict", "texts", "share", title="Verdicts", title_justify="left")
     for mode, counts in count_verdicts(warehouse, list(sources)).items():

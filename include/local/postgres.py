@@ -71,6 +71,17 @@ class PostgresServer:
             stop_process(self.process, signal.SIGINT, patience_s=30)  # SIGINT: PostgreSQL's fast shutdown
 
 
+def require_cluster(home: Path) -> Path:
+    """Return the folder of a home's cluster, for what must not make a new one.
+
+    Raises:
+        ValueError: If the home has none.
+    """
+    if not (home / "postgres").is_dir():
+        raise ValueError(f"there is no database in {home} yet; ./sift up makes it")
+    return home / "postgres"
+
+
 def start_postgres(data_dir: Path, log_file: Path) -> PostgresServer:
     """Start the server on `data_dir`, making the cluster and the databases `sift` and `airflow` the first time.
 

@@ -1,4 +1,4 @@
-"""Processes of the embedded profile: each in a session of its own, none outliving the process that started it."""
+"""Processes of the embedded stack: each in a session of its own, none outliving the process that started it."""
 
 from __future__ import annotations
 

@@ -46,6 +46,8 @@ from include.storage.warehouse import Warehouse
 log = logging.getLogger(__name__)
 
 DEFAULT_PORT = 8080
+OPEN = "There is no login: it is open to everybody who can log in to this machine, and to nobody else"
+"""What is said whenever a stack stays up."""
 START_TIMEOUT_S = 240
 # A part that ends more often than `settings.most_restarts` within it does not get better by being started again.
 RESTART_WINDOW_S = 600
@@ -70,6 +72,7 @@ class StackState:
         conninfo: The warehouse.
         psql: The program that speaks to it.
         hub: Where corpora are read from.
+        schedules: Whether its DAGs have their schedules.
     """
 
     pid: int
@@ -77,6 +80,7 @@ class StackState:
     conninfo: str
     psql: str
     hub: str
+    schedules: bool = True
 
 
 def read_state(home: Path) -> StackState | None:
@@ -240,7 +244,7 @@ class Supervisor:
 
         api.set_pool("gpu", max(1, len(device_candidates())), "One slot per GPU; one on a machine without")
         psql = str(self._postgres.bin_dir / "psql")
-        state = StackState(os.getpid(), url, conninfo, psql, settings.hub)
+        state = StackState(os.getpid(), url, conninfo, psql, settings.hub, settings.schedules)
         aside = self._run / "state.new"
         aside.write_text(json.dumps(asdict(state)))
         aside.rename(self._run / "state.json")

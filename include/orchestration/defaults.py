@@ -121,7 +121,8 @@ def leave_note(text: str) -> None:
 def skip(reason: str) -> NoReturn:
     """Skip this task, and with it what comes after; Airflow itself would not show the reason in the log."""
     log.warning("skipped: %s", reason)
-    leave_note(f"{reason}.")
+    named = reason.split(" ", 1)[0].endswith(":")  # a source's name, "meld: ...", stays as it is
+    leave_note(f"{reason if named else reason[:1].upper() + reason[1:]}.")
     raise AirflowSkipException(reason)
 
 

@@ -80,7 +80,7 @@ def construct(override: models.V1Pod | None) -> dict[str, Any]:
         task_id="sift_s.generate",
         pod_id="generate-1",
         try_number=1,
-        kube_image="sift-airflow:0.1.0",
+        kube_image="sift-airflow:0.2.0",
         date=None,
         args=["python", "-m", "airflow.sdk.execution_time.execute_workload", "--json-string", "{}"],
         pod_override_object=override,
@@ -145,7 +145,7 @@ def test_a_generating_pod_has_one_gpu_and_the_image_with_torch(tmp_path: Path) -
 
 def test_other_pods_have_no_gpu(tmp_path: Path) -> None:
     (container,) = construct(None)["spec"]["containers"]
-    assert container["image"] == "sift-airflow:0.1.0"
+    assert container["image"] == "sift-airflow:0.2.0"
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
 
 
@@ -202,17 +202,29 @@ def test_a_pod_is_as_patient_as_a_worker() -> None:
     assert {item["name"]: item["value"] for item in environment if "__WORKERS__" in item["name"]} == patience
 
 
-def applied(part: str, tmp_path: Path) -> list[dict[str, Any]]:
-    """What the commands of the README send to kubectl, which is not there: what stands for it keeps its input."""
+def commands(part: str) -> str:
+    """The commands of the README below a mark."""
     found = re.search(rf"<!-- {part} -->\n```bash\n(.+?)```", (FOLDER / "README.md").read_text(), flags=re.S)
     assert found
+    return found[1]
+
+
+def applied(part: str, tmp_path: Path) -> list[dict[str, Any]]:
+    """What the commands of the README send to kubectl, which is not there: what stands for it keeps its input."""
     write_secrets(tmp_path / ".env", 2)
+    run(commands(part), tmp_path)
+    return list(yaml.safe_load_all((tmp_path / "sent.yaml").read_text()))
+
+
+def run(script: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run commands beside a `.env`; raises if they fail."""
     for name, text in (("kubectl", f"cat >{tmp_path}/sent.yaml"), ("sift", "true")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    subprocess.run(["bash", "-eu", "-c", found[1]], cwd=tmp_path, env={"PATH": path}, check=True)
-    return list(yaml.safe_load_all((tmp_path / "sent.yaml").read_text()))
+    return subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env={"PATH": path}, check=True, capture_output=True, text=True
+    )
 
 
 def test_the_commands_make_every_secret_that_the_values_name(tmp_path: Path) -> None:
@@ -228,6 +240,18 @@ def test_the_commands_make_every_secret_that_the_values_name(tmp_path: Path) -> 
     names = [VALUES["data"]["metadataSecretName"], *(VALUES[f"{key}Name"] for key in ("fernetKeySecret", "jwtSecret"))]
     assert {*names, VALUES["apiSecretKeySecretName"]} == {"sift-airflow"}
     assert made["sift-ingest"]["connection"].startswith("postgresql://sift_ingest:")
+
+
+@pytest.mark.parametrize("line", ["POSTGRES_PASSWORD='two words'", "POSTGRES_PASSWORD=p@ss", "POSTGRES_PASSWORD="])
+def test_the_commands_send_nothing_when_a_secret_is_missing(tmp_path: Path, line: str) -> None:
+    """Nor when its value has characters that they leave out: it became an empty password."""
+    write_secrets(tmp_path / ".env", 2)
+    text = (tmp_path / ".env").read_text()
+    (tmp_path / ".env").write_text(re.sub("^POSTGRES_PASSWORD=.*$", line, text, flags=re.M))
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run(commands("secrets"), tmp_path)
+    assert "POSTGRES_PASSWORD" in caught.value.stderr
+    assert not (tmp_path / "sent.yaml").exists()
 
 
 def test_the_commands_make_the_volumes_that_the_values_name(tmp_path: Path) -> None:
@@ -250,6 +274,16 @@ def test_prepare_is_told_all_that_it_asks_for() -> None:
     given = {item["name"] for item in VALUES["migrateDatabaseJob"]["env"]}
     assert given == {"PGHOST", "PGUSER", "PGPASSWORD", *(name.upper() for name in InitSecrets.model_fields)}
     assert {"SIFT_GPUS", "AIRFLOW__CORE__AUTH_MANAGER"} <= {item["name"] for item in VALUES["env"]}
+
+
+def test_every_process_knows_the_address_that_people_open() -> None:
+    """As with docker-compose.yaml: logins and the links of alerts lead there. A cluster's is its own, hence EDIT."""
+    (line,) = re.findall("^.*AIRFLOW__API__BASE_URL.*$", (FOLDER / "values.yaml").read_text(), flags=re.M)
+    assert "# EDIT" in line
+    address = {item["name"]: item["value"] for item in VALUES["env"]}["AIRFLOW__API__BASE_URL"]
+    assert address in (FOLDER / "README.md").read_text()
+    compose = yaml.safe_load((PROJECT_ROOT / "docker-compose.yaml").read_text())
+    assert compose["x-common-env"]["AIRFLOW__API__BASE_URL"] == f"${{SIFT_URL:-{address}}}"
 
 
 def test_the_values_fit_the_charts_schema() -> None:

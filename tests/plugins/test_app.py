@@ -223,6 +223,23 @@ def test_a_sample_shows_labels_prompts_rules_and_attempts(client: TestClient, fi
     assert "✓ refusal" in text and "0 of" in text
 
 
+def test_a_rule_that_only_warns_is_no_broken_one(filled: Warehouse, settings: Settings) -> None:
+    row = execute(
+        filled, "select * from generation.attempts where verdict = 'refusal' order by sample_id, attempt limit 1"
+    )[0]
+    execute(
+        filled,
+        "update generation.responses set response = %(response)s "
+        "where (source, sample_id, mode) = (%(source)s, %(sample_id)s, %(mode)s)",
+        row,
+    )
+    path = f"/sample?sample_id={quote(row['sample_id'])}"
+    for severity, said in (("reject", r"Rules: 1 of \d+ broken\b"), ("warn", r"Rules: 0 of \d+ broken, 1 warning\b")):
+        of_rule = settings.model_copy(update={"rule_severities": {"refusal": severity}})
+        with TestClient(create_console(lambda: filled, lambda of=of_rule: of, lambda: None)) as client:
+            assert re.search(said, text_of(client, path)), severity
+
+
 def test_given_up_samples_say_which_rules_their_attempts_broke(client: TestClient, filled: Warehouse) -> None:
     row = execute(filled, "select * from generation.work where not accepted and tries >= 2 limit 1")[0]
     text = text_of(client, f"/sample?sample_id={quote(row['sample_id'])}")

@@ -90,6 +90,29 @@ def test_numbers_of_gpus_without_a_profile_are_refused(tmp_path: Path) -> None:
         write_secrets(path)
 
 
+@pytest.mark.parametrize("value", ["'it is # mine'", "p@ss", "a$b", "ü"])
+def test_a_secret_that_would_not_survive_is_refused_by_name(tmp_path: Path, value: str) -> None:
+    path = tmp_path / ".env"
+    path.write_text(f"POSTGRES_PASSWORD={value}\n")
+    with pytest.raises(ValueError, match="POSTGRES_PASSWORD may hold letters") as caught:
+        write_secrets(path, 1)
+    assert value.strip("'") not in str(caught.value)
+    assert path.read_text() == f"POSTGRES_PASSWORD={value}\n"
+
+
+@pytest.mark.parametrize(
+    ("profiles", "gpus"), [("gpu-2,s3", "2"), ("s3, gpu-8", "8"), ("cpu-generate", "0"), ("cpu-generate,gpu", "1")]
+)
+def test_the_number_of_gpus_follows_the_profiles_in_the_file(tmp_path: Path, profiles: str, gpus: str) -> None:
+    path = tmp_path / ".env"
+    path.write_text(f"COMPOSE_PROFILES={profiles}\n")
+    write_secrets(path)
+    assert dotenv_values(path)["SIFT_GPUS"] == gpus
+    path.write_text(f"COMPOSE_PROFILES={profiles}\n")
+    with pytest.raises(ValueError, match=f"COMPOSE_PROFILES={profiles}"):
+        write_secrets(path, 4)
+
+
 def test_secrets_show_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_secrets(tmp_path / ".env", 1)
     for name, value in dotenv_values(tmp_path / ".env").items():
