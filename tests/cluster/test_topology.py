@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import signal
 import subprocess
@@ -83,8 +85,15 @@ def test_samples_go_through_and_each_worker_uses_its_device(
         run_to_its_end(cluster, f"ingest_{source}", {}, lambda: None)
     workers: dict[int, str | None] = {}  # generating process -> the service in which it runs
     shown: set[str] = set()  # every command line that was seen
+    logs: list[list[str]] = []  # of a task that ran, as the UI showed it
+    api = cluster.api
 
     def look() -> None:
+        if not logs and batches_begun(batch_log(cluster)):
+            run = api.runs(GENERATE)[0]["dag_run_id"]
+            for task in api.tasks(GENERATE, run):
+                if task["state"] == "running" and task["queue"] == "gpu":
+                    logs.append(api.task_log(GENERATE, run, task["task_id"], task["try_number"], task["map_index"]))
         for batch in batches_begun(batch_log(cluster)):
             if batch.pid not in workers and (service := cluster.service_of(batch.pid)):
                 workers[batch.pid] = service
@@ -95,6 +104,7 @@ def test_samples_go_through_and_each_worker_uses_its_device(
     run_id = run_to_its_end(cluster, GENERATE, {}, look)
     seen = {(workers[batch.pid], batch.device) for batch in batches_begun(batch_log(cluster)) if batch.pid in workers}
     assert seen == set(WORKERS.items())
+    assert logs and any(" to do, " in line for line in logs[0]), logs
     release = (cluster.home / "releases" / "latest").resolve()
     assert set(verify_release(release).sources) == set(SAMPLED)
     tasks = cluster.api.tasks(GENERATE, run_id)
@@ -191,7 +201,12 @@ def test_nothing_is_shown_without_login(cluster: Cluster) -> None:
 
 
 def test_workers_know_no_secret_of_airflows_core(cluster: Cluster) -> None:
-    core = ("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET")
+    core = (
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+        "AIRFLOW__CORE__FERNET_KEY",
+        "AIRFLOW__API_AUTH__JWT_SECRET",
+        "AIRFLOW__API__SECRET_KEY",
+    )
     for worker in ("cpu-worker", *WORKERS):
         environment = cluster.environment(worker)
         assert not set(core) & set(environment)
@@ -200,6 +215,21 @@ def test_workers_know_no_secret_of_airflows_core(cluster: Cluster) -> None:
         generate = cluster.environment("gpu-worker-0")["AIRFLOW_CONN_WAREHOUSE_GENERATE"]
         with psycopg.connect(generate) as connection:
             connection.execute("delete from staging.samples")
+
+
+def signs_in(cluster: Cluster, key: str) -> bool:
+    """Whether the cookie that remembers the first user, the admin, is believed when it is signed with this key."""
+    cookie = f"1|{hmac.new(key.encode(), b'1', hashlib.sha512).hexdigest()}"
+    answer = httpx.get(f"{cluster.url}/auth/login/", headers={"Cookie": f"remember_token={cookie}"})
+    assert not answer.is_error
+    return "_token" in answer.cookies
+
+
+def test_no_worker_can_sign_a_login(cluster: Cluster) -> None:
+    assert signs_in(cluster, cluster.environment("api-server")["AIRFLOW__API__SECRET_KEY"])
+    for worker in ("cpu-worker", *WORKERS):
+        for variable, value in cluster.environment(worker).items():
+            assert not signs_in(cluster, value), f"{worker}: {variable}"
 
 
 def test_a_killed_worker_comes_back(cluster: Cluster) -> None:
