@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +16,21 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from include.doctor import check_corpora, check_disk, check_env_file, check_home, check_model, check_packages
+from include.deployment.secrets import Secrets
+from include.doctor import (
+    check_corpora,
+    check_disk,
+    check_env_file,
+    check_home,
+    check_model,
+    check_packages,
+    writes_home,
+)
 from include.local.airflow import airflow_command
 from include.local.postgres import PostgresServer, running_postgres
 from include.settings import EMBEDDED_MODEL, PROJECT_ROOT, Settings
 from include.storage.warehouse import Warehouse
+from tests.cluster.compose import read_services
 from tests.ports import free_port
 
 PASSWORD = "very-secret-word"
@@ -246,6 +258,27 @@ def test_a_home_that_cannot_be_written_to(make_settings: Callable[..., Settings]
     assert finding.state == "wrong" and "cannot be written to" in finding.said
     (finding,) = check_home(make_settings())
     assert finding.state == "ok" and not (tmp_path / "home").exists()
+
+
+def test_a_home_is_written_by_those_that_run_tasks_only(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(**options: object) -> object:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    variables = dict.fromkeys(Secrets.model_fields, "x")
+    services = read_services({name.upper(): value for name, value in variables.items()})
+    for name, service in services.items():
+        if "AIRFLOW__CORE__EXECUTOR" not in service.environment:
+            continue
+        worker = name in ("cpu-worker", "cpu-generate") or name.startswith("gpu-worker")
+        (finding,) = check_home(make_settings(), written=writes_home(service.environment))
+        assert finding.state == ("wrong" if worker else "ok"), name
+        assert "Read-only file system" in finding.said or "is read only here, as it should be" in finding.said
+    assert writes_home({})  # beside the embedded stack
+    embedded = {"AIRFLOW__CORE__EXECUTOR": "LocalExecutor", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql://"}
+    assert writes_home(embedded)
 
 
 def test_corpora_that_are_not_there(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
