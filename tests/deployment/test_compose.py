@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -190,6 +191,16 @@ def test_what_a_task_reports_to_is_stopped_after_the_workers() -> None:
         assert {"redis", "api-server", "init"} == set(SERVICES[name]["depends_on"])
     assert set(SERVICES["api-server"]["depends_on"]) == {"init"}
     assert set(SERVICES["init"]["depends_on"]) == {"postgres"}
+
+
+def test_a_task_may_wait_a_day_for_its_worker() -> None:
+    """By a setting that Airflow reads and does not document."""
+    from airflow.jobs import scheduler_job_runner
+
+    told = environment("scheduler")
+    assert 'key="num_stuck_in_queued_retries"' in inspect.getsource(scheduler_job_runner.SchedulerJobRunner.__init__)
+    times = int(str(told["AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES"])) + 1
+    assert times * scheduler_job_runner.conf.getfloat("scheduler", "task_queued_timeout") == 24 * 3600
 
 
 # Docker's own reading ------------------------------------------------------------------------------------------------

@@ -202,6 +202,14 @@ def test_a_pod_is_as_patient_as_a_worker() -> None:
     assert {item["name"]: item["value"] for item in environment if "__WORKERS__" in item["name"]} == patience
 
 
+def test_the_scheduler_is_as_patient_as_in_the_compose_file() -> None:
+    services = yaml.safe_load((PROJECT_ROOT / "docker-compose.yaml").read_text())["services"]
+    told = services["scheduler"]["environment"]
+    assert {item["name"]: item["value"] for item in VALUES["scheduler"]["env"]} == {
+        name: value for name, value in told.items() if name.startswith("AIRFLOW__SCHEDULER__")
+    }
+
+
 def applied(part: str, tmp_path: Path) -> list[dict[str, Any]]:
     """What the commands of the README send to kubectl, which is not there: what stands for it keeps its input."""
     found = re.search(rf"<!-- {part} -->\n```bash\n(.+?)```", (FOLDER / "README.md").read_text(), flags=re.S)

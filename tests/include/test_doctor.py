@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -178,21 +179,29 @@ def test_metadata_that_are_not_migrated(server: PostgresServer, tmp_path: Path) 
     assert found["warehouse"][0][0] == "ok" and "is for workers" in found["warehouse"][0][1]
 
 
-@pytest.mark.slow
-def test_a_queue_without_a_worker(redis: str, tmp_path: Path) -> None:
-    worker = Deployment(tmp_path, {"AIRFLOW__CELERY__BROKER_URL": redis})
-    command = airflow_command("celery", "worker", "--queues", "default", "--concurrency", "1", "--skip-serve-logs")
-    log_file = (tmp_path / "worker.log").open("wb")
-    process = subprocess.Popen([*command, "--without-gossip"], env=worker.env, stdout=log_file, stderr=log_file)
+@contextmanager
+def celery_worker(deployment: Deployment, log_file: Path, redis: str, *options: str) -> Iterator[None]:
+    """A worker that is ready."""
+    command = airflow_command("celery", "worker", *options, "--skip-serve-logs", "--without-gossip")
+    env = {**deployment.env, "AIRFLOW__CELERY__BROKER_URL": redis}
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 60
-        while b"ready" not in (tmp_path / "worker.log").read_bytes():
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "worker.log").read_text()
+        while b"ready" not in log_file.read_bytes():
+            assert process.poll() is None and time.monotonic() < deadline, log_file.read_text()
             time.sleep(0.2)
-        found = worker.ask()
+        yield
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.mark.slow
+def test_a_queue_without_a_worker(redis: str, tmp_path: Path) -> None:
+    worker = Deployment(tmp_path, {"AIRFLOW__CELERY__BROKER_URL": redis})
+    with celery_worker(worker, tmp_path / "worker.log", redis, "--queues", "default", "--concurrency", "1"):
+        found = worker.ask()
     assert found["broker"][0][0] == "ok"
     (default, gpu) = found["queues"]
     assert default[0] == "ok" and default[1].startswith("default: celery@")
@@ -200,6 +209,31 @@ def test_a_queue_without_a_worker(redis: str, tmp_path: Path) -> None:
     # A worker knows no metadata, and asks the API server for connections that its environment lacks.
     assert found["metadata"][0][0] == "ok" and "scheduler" not in found
     assert found["warehouse"][0][0] == "warn"
+
+
+@pytest.mark.slow
+def test_fewer_workers_than_slots(scheduler: Deployment, redis: str, tmp_path: Path) -> None:
+    """Workers are counted by what they take at once, and only those that serve the queue."""
+
+    def said(slots: int) -> tuple[str, str]:
+        pool = airflow_command("pools", "set", "gpu", str(slots), "One slot per GPU")
+        subprocess.run(pool, env=scheduler.env, check=True, capture_output=True)
+        default, gpu = scheduler.ask(AIRFLOW__CELERY__BROKER_URL=redis)["queues"]
+        assert default == ("ok", "default: celery@cpu -> ")
+        return gpu
+
+    worker = Deployment(tmp_path, {})
+    try:
+        with ExitStack() as running:
+            for name, queue, tasks in (("cpu", "default", 4), ("gpu-0", "gpu", 1), ("gpu-1", "gpu", 2)):
+                options = ("--queues", queue, "--concurrency", str(tasks), "--celery-hostname", name)
+                running.enter_context(celery_worker(worker, tmp_path / f"{name}.log", redis, *options))
+            assert said(3) == ("ok", "gpu: celery@gpu-0, celery@gpu-1 -> ")
+            state, text = said(4)
+            assert state == "wrong" and "take 3 at once, and the pool gpu has 4 slots" in text and "SIFT_GPUS" in text
+    finally:
+        pool = airflow_command("pools", "delete", "gpu")
+        subprocess.run(pool, env=scheduler.env, check=True, capture_output=True)
 
 
 @pytest.mark.slow
