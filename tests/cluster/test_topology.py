@@ -217,19 +217,37 @@ def test_workers_know_no_secret_of_airflows_core(cluster: Cluster) -> None:
             connection.execute("delete from staging.samples")
 
 
-def signs_in(cluster: Cluster, key: str) -> bool:
-    """Whether the cookie that remembers the first user, the admin, is believed when it is signed with this key."""
+def remembered(cluster: Cluster, key: str, sender: str = "127.0.0.1", **headers: str) -> list[str]:
+    """The tokens, as cookies with their attributes, that are given to whoever shows a login that was signed with a key.
+
+    It is the first user's, the admin's.
+    """
     cookie = f"1|{hmac.new(key.encode(), b'1', hashlib.sha512).hexdigest()}"
-    answer = httpx.get(f"{cluster.url}/auth/login/", headers={"Cookie": f"remember_token={cookie}"})
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=sender)) as client:
+        shown = {"Cookie": f"remember_token={cookie}", **headers}
+        answer = client.get(f"{cluster.url}/auth/login/", headers=shown)
     assert not answer.is_error
-    return "_token" in answer.cookies
+    return [cookie for cookie in answer.headers.get_list("set-cookie") if cookie.startswith("_token=")]
 
 
 def test_no_worker_can_sign_a_login(cluster: Cluster) -> None:
-    assert signs_in(cluster, cluster.environment("api-server")["AIRFLOW__API__SECRET_KEY"])
+    assert remembered(cluster, cluster.environment("api-server")["AIRFLOW__API__SECRET_KEY"])
     for worker in ("cpu-worker", *WORKERS):
         for variable, value in cluster.environment(worker).items():
-            assert not signs_in(cluster, value), f"{worker}: {variable}"
+            assert not remembered(cluster, value), f"{worker}: {variable}"
+
+
+def test_behind_a_trusted_proxy_with_tls_cookies_are_for_https_only(cluster: Cluster) -> None:
+    """Here the test is the proxy: it comes from the address that is trusted by default, in a container nobody's."""
+    key = cluster.environment("api-server")["AIRFLOW__API__SECRET_KEY"]
+    https = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9"}
+    for sender, headers, secure in (
+        ("127.0.0.1", https, True),
+        ("127.0.0.1", {}, False),
+        ("127.0.0.2", https, False),
+    ):
+        (cookie,) = remembered(cluster, key, sender, **headers)
+        assert ("secure" in cookie.lower().split("; ")) == secure, (sender, headers)
 
 
 def test_a_killed_worker_comes_back(cluster: Cluster) -> None:

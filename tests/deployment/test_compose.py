@@ -134,6 +134,12 @@ def test_ports_are_of_this_machine_only() -> None:
     assert published == {"api-server": ["${SIFT_BIND:-127.0.0.1}:8080:8080"]}
 
 
+def test_nobody_is_believed_to_be_a_proxy_unless_named() -> None:
+    assert SERVICES["api-server"]["command"].split()[2:] == ["--proxy-headers"]
+    assert environment("api-server")["FORWARDED_ALLOW_IPS"] == "${FORWARDED_ALLOW_IPS:-127.0.0.1}"
+    assert environment("api-server")["AIRFLOW__FAB__COOKIE_SECURE"] == "${SIFT_COOKIE_SECURE:-False}"
+
+
 def test_each_image_is_built_by_one_of_the_services_that_a_profile_starts() -> None:
     building = {name: service["build"]["target"] for name, service in SERVICES.items() if "build" in service}
     assert building == {"init": "airflow", "gpu-worker-0": "gpu-worker", "cpu-generate": "gpu-worker"}
