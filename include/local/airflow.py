@@ -70,7 +70,7 @@ def airflow_environment(settings: Settings, postgres: PostgresServer, port: int)
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-        # One user, one machine, loopback only: whoever reaches this page owns the files it works on.
+        # One user, one machine, loopback only, and called by that name only (plugins/sift_console.py).
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "AIRFLOW__CORE__FERNET_KEY": keys["fernet_key"],
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": metadata,

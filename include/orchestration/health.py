@@ -206,7 +206,7 @@ def check_gpu_pool(settings: Settings) -> Iterator[Finding]:
 
 
 def check_queues() -> Iterator[Finding]:
-    """With Celery: the broker answers, and behind every queue of our tasks there is a worker."""
+    """With Celery: the broker answers, and behind every queue of our tasks there are workers, for GPUs enough."""
     executor = conf.get("core", "executor")
     if "Celery" not in executor:
         yield Finding("queues", "ok", f"{executor} needs no Celery workers")
@@ -224,11 +224,32 @@ def check_queues() -> Iterator[Finding]:
     workers: dict[str, list[dict[str, Any]]] = app.control.inspect(timeout=TIMEOUT_S / 2).active_queues() or {}
     for queue in (conf.get("operators", "default_queue"), GPU_QUEUE):
         behind = sorted(name for name, queues in workers.items() if queue in {served["name"] for served in queues})
-        if behind:
-            yield Finding("queues", "ok", f"{queue}: {', '.join(behind)}")
-        else:
-            said = f"no worker serves the queue {queue}: its tasks wait for ever"
+        if not behind:
+            said = f"no worker serves the queue {queue}: its tasks wait there, and fail in the end"
             yield Finding("queues", "wrong", said, f"airflow celery worker --queues {queue} (compose: a profile does)")
+        elif queue == GPU_QUEUE and owns_metadata():
+            yield from _check_gpu_workers(app, behind)
+        else:
+            yield Finding("queues", "ok", f"{queue}: {', '.join(behind)}")
+
+
+def _check_gpu_workers(app: Any, workers: list[str]) -> Iterator[Finding]:
+    """What the pool lets through can begin at once: the rest would wait in the queue, where its time is limited."""
+    from airflow.models.pool import Pool
+
+    stats: dict[str, dict[str, Any]] = app.control.inspect(workers, timeout=TIMEOUT_S, limit=len(workers)).stats() or {}
+    at_once = sum(int(stats[name]["pool"]["max-concurrency"]) for name in workers if name in stats)
+    said = f"{GPU_QUEUE}: {', '.join(workers)}"
+    pool = Pool.get_pool(GPU_POOL)
+    if silent := [name for name in workers if name not in stats]:
+        said += f"; {', '.join(silent)} did not say how many tasks it takes at once"
+        yield Finding("queues", "warn", said, "ask again; if it stays so, look at its log")
+    elif pool and at_once < pool.slots:
+        said += f" take {at_once} at once, and the pool {GPU_POOL} has {pool.slots} slots: the others wait in the queue"
+        mend = "start a worker for each slot (compose: COMPOSE_PROFILES), or lower SIFT_GPUS, then sift prepare"
+        yield Finding("queues", "wrong", said, mend)
+    else:
+        yield Finding("queues", "ok", said)
 
 
 def check_server(settings: Settings) -> Iterator[Finding]:

@@ -28,10 +28,11 @@ from include.sources.reader import Place, read_clips
 from include.storage.console import find_sample, read_only
 from include.storage.warehouse import Warehouse
 from plugins.console import formats, views
-from plugins.console.audio import READ_AHEAD, ClipCache, clip_response, media_type
+from plugins.console.audio import READ_AHEAD, BusyError, ClipCache, clip_response, media_type
 
 log = logging.getLogger(__name__)
 
+RETRY_AFTER_S = 5
 HERE = Path(__file__).parent
 PAGES = (
     ("coverage", "Coverage"),
@@ -99,7 +100,10 @@ def create_console(
 
     @app.exception_handler(StarletteHTTPException)
     async def refused(request: Request, error: StarletteHTTPException) -> Response:
-        return render(request, "error", {"status": error.status_code, "message": str(error.detail)}, error.status_code)
+        shown = {"status": error.status_code, "message": str(error.detail)}
+        response = render(request, "error", shown, error.status_code)
+        response.headers.update(error.headers or {})
+        return response
 
     @app.exception_handler(RequestValidationError)
     async def bad_request(request: Request, error: RequestValidationError) -> Response:
@@ -168,6 +172,9 @@ def _audio(request: Request, warehouse: Warehouse, settings: Settings, clips: Cl
         clip = clips.get(
             row_group, place.row, lambda: read_clips(RECIPES[source], settings.hub, place, count=READ_AHEAD)
         )
+    except BusyError as error:
+        message = "Too many people are listening just now; this clip can be played in a moment."
+        raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, message, {"Retry-After": str(RETRY_AFTER_S)}) from error
     except SourceUnavailableError as error:
         raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, str(error)) from error
     except SourceError as error:

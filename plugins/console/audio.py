@@ -14,19 +14,26 @@ READ_AHEAD = 8
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
+class BusyError(Exception):
+    """As many clips are waited for already as may be."""
+
+
 class ClipCache:
     """The clips that were read last, so that a player's ranges and the next clips cost no reading.
 
     Args:
         most_bytes: Bytes of all clips that are kept.
+        most_waiting: Calls that may wait for another's reading. Each holds one of the 40 threads in which the API
+            server answers everything else too, heartbeats of tasks among it.
     """
 
-    def __init__(self, most_bytes: int = 64 << 20) -> None:
+    def __init__(self, most_bytes: int = 64 << 20, most_waiting: int = 4) -> None:
         self._most_bytes = most_bytes
         self._clips: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
         self._reading = threading.Lock()
+        self._places = threading.BoundedSemaphore(1 + most_waiting)
 
     def get(self, row_group: str, row: int, read: Callable[[], Sequence[bytes | None]]) -> bytes | None:
         """Return a clip; None if the corpus has none for that row.
@@ -35,16 +42,24 @@ class ClipCache:
             row_group: Identity of the row group that it lies in, the revision included.
             row: Its row.
             read: Reads it and those that follow. Never called twice at once: memory holds one row group at most.
+
+        Raises:
+            BusyError: If it has to be read, and too many wait for that already.
         """
         if (clip := self._look_up(row_group, row)) is not None:
             return clip
-        with self._reading:
-            if (clip := self._look_up(row_group, row)) is not None:
-                return clip
-            clips = read()
-            for offset in reversed(range(len(clips))):  # the wanted one last, so that it is the last to go
-                self._keep((row_group, row + offset), clips[offset])
-        return clips[0]
+        if not self._places.acquire(blocking=False):
+            raise BusyError
+        try:
+            with self._reading:
+                if (clip := self._look_up(row_group, row)) is not None:
+                    return clip
+                clips = read()
+                for offset in reversed(range(len(clips))):  # the wanted one last, so that it is the last to go
+                    self._keep((row_group, row + offset), clips[offset])
+            return clips[0]
+        finally:
+            self._places.release()
 
     def _look_up(self, row_group: str, row: int) -> bytes | None:
         with self._lock:

@@ -79,7 +79,7 @@ class Cluster:
         self.variables = read_variables(str(env_file))
         found = read_services(self.variables)
         self.services = {name: s for name, s in found.items() if not s.profiles or s.profiles & profiles}
-        self.ports = _free_ports([*PORTS, *(f"logs of {name}" for name in self.services)])
+        self.ports = _free_ports(list(PORTS))
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.restarts: list[str] = []
         self._lock = threading.Lock()  # of the processes; only this object starts and ends them
@@ -256,7 +256,6 @@ class Cluster:
         own = {name: self._here(value) for name, value in service.environment.items()}
         if "PGHOST" in own:
             own |= {"PGHOST": "127.0.0.1", "PGPORT": str(self.ports["postgres"])}
-        log_port = str(self.ports[f"logs of {service.name}"])
         return {
             **kept,
             "PATH": os.pathsep.join(path),
@@ -267,8 +266,6 @@ class Cluster:
             "AIRFLOW__API__PORT": str(self.ports["api-server"]),
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__WORKERS": "1",
-            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": log_port,
-            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": log_port,
             "CUDA_VISIBLE_DEVICES": ",".join(service.devices),
             "HF_HUB_OFFLINE": "1",
             **self._environment,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -37,7 +38,7 @@ KNOWS: dict[str, set[str]] = {
     "ADMIN_PASSWORD": {"init"},
     "REDIS_PASSWORD": {"redis"} | AIRFLOW,
     "FERNET_KEY": CORE,
-    "API_SECRET_KEY": AIRFLOW,
+    "API_SECRET_KEY": {"api-server"},
     "JWT_SECRET": CORE,
     "S3_ACCESS_KEY": {"s3"},
     "S3_SECRET_KEY": {"s3"},
@@ -62,7 +63,11 @@ def test_each_secret_is_known_where_it_is_needed_and_nowhere_else() -> None:
 def test_workers_reach_no_metadata_and_no_key() -> None:
     for name in WORKERS:
         for variable, value in environment(name).items():
-            assert variable not in ("AIRFLOW__CORE__FERNET_KEY", "AIRFLOW__API_AUTH__JWT_SECRET")
+            assert variable not in (
+                "AIRFLOW__CORE__FERNET_KEY",
+                "AIRFLOW__API_AUTH__JWT_SECRET",
+                "AIRFLOW__API__SECRET_KEY",
+            )
             assert "SQL_ALCHEMY_CONN" not in variable and "/airflow:" not in str(value)
             assert not re.search(r"@postgres:5432/airflow\b", str(value))
 
@@ -129,6 +134,12 @@ def test_ports_are_of_this_machine_only() -> None:
     assert published == {"api-server": ["${SIFT_BIND:-127.0.0.1}:8080:8080"]}
 
 
+def test_nobody_is_believed_to_be_a_proxy_unless_named() -> None:
+    assert SERVICES["api-server"]["command"].split()[2:] == ["--proxy-headers"]
+    assert environment("api-server")["FORWARDED_ALLOW_IPS"] == "${FORWARDED_ALLOW_IPS:-127.0.0.1}"
+    assert environment("api-server")["AIRFLOW__FAB__COOKIE_SECURE"] == "${SIFT_COOKIE_SECURE:-False}"
+
+
 def test_each_image_is_built_by_one_of_the_services_that_a_profile_starts() -> None:
     building = {name: service["build"]["target"] for name, service in SERVICES.items() if "build" in service}
     assert building == {"init": "airflow", "gpu-worker-0": "gpu-worker", "cpu-generate": "gpu-worker"}
@@ -171,12 +182,31 @@ def test_workers_are_named_and_serve_the_queues_of_the_dags() -> None:
     from include.orchestration.defaults import GPU_QUEUE
 
     for name in WORKERS:
-        words = SERVICES[name]["command"].split()
+        *words, last = SERVICES[name]["command"].split()
+        assert last == "--skip-serve-logs"  # requests for them would be signed with the key of logins
         options = dict(zip(words[3::2], words[4::2], strict=True))
         assert options["--queues"] == (GPU_QUEUE if name in GENERATING else "default")
         # The health check asks the worker that has the container's name.
         assert options["--celery-hostname"] == SERVICES[name]["hostname"] == name
         assert name not in GENERATING or options["--concurrency"] == "1"
+
+
+def test_what_a_task_reports_to_is_stopped_after_the_workers() -> None:
+    """Compose stops in the opposite order of `depends_on`; a task that ends in the grace period says so to these."""
+    for name in WORKERS:
+        assert {"redis", "api-server", "init"} == set(SERVICES[name]["depends_on"])
+    assert set(SERVICES["api-server"]["depends_on"]) == {"init"}
+    assert set(SERVICES["init"]["depends_on"]) == {"postgres"}
+
+
+def test_a_task_may_wait_a_day_for_its_worker() -> None:
+    """By a setting that Airflow reads and does not document."""
+    from airflow.jobs import scheduler_job_runner
+
+    told = environment("scheduler")
+    assert 'key="num_stuck_in_queued_retries"' in inspect.getsource(scheduler_job_runner.SchedulerJobRunner.__init__)
+    times = int(str(told["AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES"])) + 1
+    assert times * scheduler_job_runner.conf.getfloat("scheduler", "task_queued_timeout") == 24 * 3600
 
 
 # Docker's own reading ------------------------------------------------------------------------------------------------

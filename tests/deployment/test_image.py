@@ -40,6 +40,20 @@ def test_what_is_copied_is_there_and_sent_and_nothing_else_is() -> None:
     assert "*" in (PROJECT_ROOT / ".dockerignore").read_text().splitlines()
 
 
+def test_files_that_only_their_owner_can_read_are_opened_to_the_images_user() -> None:
+    """`umask 077` in the shell that pulls the repository; Docker copies modes as they are."""
+    stages = {stage.split()[2]: stage for stage in re.split(r"^FROM ", DOCKERFILE, flags=re.M)[1:]}
+    for stage in stages.values():
+        for options, source in re.findall(r"^COPY ((?:--\S+ )*)(\S+) ", stage, flags=re.M):
+            mode = re.search(r"--chmod=(\d+)", options)
+            if mode and (PROJECT_ROOT / source).is_file():
+                assert int(mode[1], 8) & 0o444 == 0o444
+            else:  # a folder, whose files and folders want different modes
+                assert "--from=code" in options or stage == stages["code"], source
+    chmod, compiled = stages["code"].index("chmod --recursive a+rX /code"), stages["code"].index("compileall")
+    assert stages["code"].rindex("COPY") < chmod < compiled  # bytecode takes its file's mode
+
+
 def test_the_base_is_pinned_and_nobody_is_root() -> None:
     stages = re.split(r"^FROM ", DOCKERFILE, flags=re.M)[1:]
     names = {stage.split()[2] for stage in stages}

@@ -31,8 +31,13 @@ print(json.dumps([config, "kubernetes" in sys.modules]))
 
 def rendered_template() -> dict[str, Any]:
     """The pod template as Helm would render it: the loop over `env`, and the names that it fills in."""
-    lines = [f"        - {{name: {item['name']}, value: {json.dumps(item['value'])}}}" for item in VALUES["env"]]
-    text = re.sub(r"\{\{- range \.Values\.env \}\}\n.*\n\{\{- end \}\}", "\n".join(lines), VALUES["podTemplate"])
+    lines = [
+        f"        - {{name: {item['name']}, value: {json.dumps(item['value'])}}}"
+        for item in VALUES["env"]
+        if item["name"] != "HOME"
+    ]
+    loop = r'\{\{- range \.Values\.env \}\}\n\{\{- if ne \.name "HOME" \}\}\n.*\n\{\{- end \}\}\n\{\{- end \}\}'
+    text = re.sub(loop, "\n".join(lines), VALUES["podTemplate"])
     text = text.replace('{{ include "airflow.fullname" . }}', "sift").replace("{{ .Release.Name }}", "sift")
     text = text.replace("{{ .Values.airflowHome }}", VALUES["airflowHome"])
     # The chart's helper ends in `| quote`.
@@ -114,10 +119,12 @@ def test_what_the_chart_passes_on_has_only_fields_that_kubernetes_knows() -> Non
             "env": part.get("env", []),
             "resources": part["resources"],
             "securityContext": part["securityContexts"]["container"],
-            "volumeMounts": VALUES["volumeMounts"],
+            "volumeMounts": part.get("extraVolumeMounts", []),
         }
         security = part["securityContexts"]["pod"]
-        pod = {"spec": {"containers": [container], "securityContext": security, "volumes": VALUES["volumes"]}}
+        pod = {
+            "spec": {"containers": [container], "securityContext": security, "volumes": part.get("extraVolumes", [])}
+        }
         known_fields_only(pod, ApiClient().sanitize_for_serialization(as_model(pod, models.V1Pod)))
     assert VALUES["securityContexts"] == {
         "pod": VALUES["scheduler"]["securityContexts"]["pod"],
@@ -178,6 +185,20 @@ def test_a_pod_writes_to_its_own_airflow_home() -> None:
     assert spec["serviceAccountName"] == "sift-airflow-worker"
 
 
+def test_what_tasks_write_runs_nowhere_else() -> None:
+    """The volume is the tasks' alone, but for the console, which reads it; as in the compose file."""
+    assert "volumes" not in VALUES and "volumeMounts" not in VALUES  # the chart gives these to every pod
+    parts = ("scheduler", "dagProcessor", "triggerer", "migrateDatabaseJob")
+    assert not any(key in VALUES[part] for part in parts for key in ("extraVolumes", "extraVolumeMounts"))
+    (volume,), (mount,) = VALUES["apiServer"]["extraVolumes"], VALUES["apiServer"]["extraVolumeMounts"]
+    assert mount["readOnly"] is True and volume["persistentVolumeClaim"]["readOnly"] is True
+    assert {"name": "HOME", "value": "/tmp"} in VALUES["env"]
+    environment = rendered_template()["spec"]["containers"][0]["env"]
+    assert [item["value"] for item in environment if item["name"] == "HOME"] == ["/opt/sift/home"]
+    names = [item["name"] for item in environment]
+    assert len(set(names)) == len(names)
+
+
 def test_no_process_calls_a_script_that_our_image_has_not() -> None:
     """The chart's own probes call /entrypoint, and its log groomers /clean-logs, both of the image apache/airflow."""
     jobs = {"scheduler": "SchedulerJob", "dagProcessor": "DagProcessorJob", "triggerer": "TriggererJob"}
@@ -200,6 +221,14 @@ def test_a_pod_is_as_patient_as_a_worker() -> None:
     patience = yaml.safe_load((PROJECT_ROOT / "docker-compose.yaml").read_text())["x-patience"]
     environment = rendered_template()["spec"]["containers"][0]["env"]
     assert {item["name"]: item["value"] for item in environment if "__WORKERS__" in item["name"]} == patience
+
+
+def test_the_scheduler_is_as_patient_as_in_the_compose_file() -> None:
+    services = yaml.safe_load((PROJECT_ROOT / "docker-compose.yaml").read_text())["services"]
+    told = services["scheduler"]["environment"]
+    assert {item["name"]: item["value"] for item in VALUES["scheduler"]["env"]} == {
+        name: value for name, value in told.items() if name.startswith("AIRFLOW__SCHEDULER__")
+    }
 
 
 def commands(part: str) -> str:

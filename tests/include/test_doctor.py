@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from include.doctor import check_corpora, check_disk, check_env_file, check_home, check_model, check_packages
+from include.deployment.secrets import Secrets
+from include.doctor import (
+    check_corpora,
+    check_disk,
+    check_env_file,
+    check_home,
+    check_model,
+    check_packages,
+    writes_home,
+)
 from include.local.airflow import airflow_command
 from include.local.postgres import PostgresServer, running_postgres
 from include.settings import EMBEDDED_MODEL, PROJECT_ROOT, Settings
 from include.storage.warehouse import Warehouse
+from tests.cluster.compose import read_services
 from tests.ports import free_port
 
 PASSWORD = "very-secret-word"
@@ -166,21 +179,29 @@ def test_metadata_that_are_not_migrated(server: PostgresServer, tmp_path: Path) 
     assert found["warehouse"][0][0] == "ok" and "is for workers" in found["warehouse"][0][1]
 
 
-@pytest.mark.slow
-def test_a_queue_without_a_worker(redis: str, tmp_path: Path) -> None:
-    worker = Deployment(tmp_path, {"AIRFLOW__CELERY__BROKER_URL": redis})
-    command = airflow_command("celery", "worker", "--queues", "default", "--concurrency", "1", "--skip-serve-logs")
-    log_file = (tmp_path / "worker.log").open("wb")
-    process = subprocess.Popen([*command, "--without-gossip"], env=worker.env, stdout=log_file, stderr=log_file)
+@contextmanager
+def celery_worker(deployment: Deployment, log_file: Path, redis: str, *options: str) -> Iterator[None]:
+    """A worker that is ready."""
+    command = airflow_command("celery", "worker", *options, "--skip-serve-logs", "--without-gossip")
+    env = {**deployment.env, "AIRFLOW__CELERY__BROKER_URL": redis}
+    with log_file.open("wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 60
-        while b"ready" not in (tmp_path / "worker.log").read_bytes():
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "worker.log").read_text()
+        while b"ready" not in log_file.read_bytes():
+            assert process.poll() is None and time.monotonic() < deadline, log_file.read_text()
             time.sleep(0.2)
-        found = worker.ask()
+        yield
     finally:
         process.terminate()
         process.wait(30)
+
+
+@pytest.mark.slow
+def test_a_queue_without_a_worker(redis: str, tmp_path: Path) -> None:
+    worker = Deployment(tmp_path, {"AIRFLOW__CELERY__BROKER_URL": redis})
+    with celery_worker(worker, tmp_path / "worker.log", redis, "--queues", "default", "--concurrency", "1"):
+        found = worker.ask()
     assert found["broker"][0][0] == "ok"
     (default, gpu) = found["queues"]
     assert default[0] == "ok" and default[1].startswith("default: celery@")
@@ -188,6 +209,31 @@ def test_a_queue_without_a_worker(redis: str, tmp_path: Path) -> None:
     # A worker knows no metadata, and asks the API server for connections that its environment lacks.
     assert found["metadata"][0][0] == "ok" and "scheduler" not in found
     assert found["warehouse"][0][0] == "warn"
+
+
+@pytest.mark.slow
+def test_fewer_workers_than_slots(scheduler: Deployment, redis: str, tmp_path: Path) -> None:
+    """Workers are counted by what they take at once, and only those that serve the queue."""
+
+    def said(slots: int) -> tuple[str, str]:
+        pool = airflow_command("pools", "set", "gpu", str(slots), "One slot per GPU")
+        subprocess.run(pool, env=scheduler.env, check=True, capture_output=True)
+        default, gpu = scheduler.ask(AIRFLOW__CELERY__BROKER_URL=redis)["queues"]
+        assert default == ("ok", "default: celery@cpu -> ")
+        return gpu
+
+    worker = Deployment(tmp_path, {})
+    try:
+        with ExitStack() as running:
+            for name, queue, tasks in (("cpu", "default", 4), ("gpu-0", "gpu", 1), ("gpu-1", "gpu", 2)):
+                options = ("--queues", queue, "--concurrency", str(tasks), "--celery-hostname", name)
+                running.enter_context(celery_worker(worker, tmp_path / f"{name}.log", redis, *options))
+            assert said(3) == ("ok", "gpu: celery@gpu-0, celery@gpu-1 -> ")
+            state, text = said(4)
+            assert state == "wrong" and "take 3 at once, and the pool gpu has 4 slots" in text and "SIFT_GPUS" in text
+    finally:
+        pool = airflow_command("pools", "delete", "gpu")
+        subprocess.run(pool, env=scheduler.env, check=True, capture_output=True)
 
 
 @pytest.mark.slow
@@ -246,6 +292,27 @@ def test_a_home_that_cannot_be_written_to(make_settings: Callable[..., Settings]
     assert finding.state == "wrong" and "cannot be written to" in finding.said
     (finding,) = check_home(make_settings())
     assert finding.state == "ok" and not (tmp_path / "home").exists()
+
+
+def test_a_home_is_written_by_those_that_run_tasks_only(
+    make_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(**options: object) -> object:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    variables = dict.fromkeys(Secrets.model_fields, "x")
+    services = read_services({name.upper(): value for name, value in variables.items()})
+    for name, service in services.items():
+        if "AIRFLOW__CORE__EXECUTOR" not in service.environment:
+            continue
+        worker = name in ("cpu-worker", "cpu-generate") or name.startswith("gpu-worker")
+        (finding,) = check_home(make_settings(), written=writes_home(service.environment))
+        assert finding.state == ("wrong" if worker else "ok"), name
+        assert "Read-only file system" in finding.said or "is read only here, as it should be" in finding.said
+    assert writes_home({})  # beside the embedded stack
+    embedded = {"AIRFLOW__CORE__EXECUTOR": "LocalExecutor", "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": "postgresql://"}
+    assert writes_home(embedded)
 
 
 def test_corpora_that_are_not_there(make_settings: Callable[..., Settings], tmp_path: Path) -> None:

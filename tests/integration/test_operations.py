@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 
@@ -99,6 +100,17 @@ def test_a_healthy_stack_has_nothing_wrong(operated: Operated) -> None:
     for check in (*wanted.split(), "warehouse", "migrations", "clock", "corpora", "target"):
         assert [finding["state"] for finding in found[check]] == ["ok"], found[check]
     assert found["model"][0]["state"] == "warn"  # the fake engine
+
+
+def test_a_web_page_that_calls_this_machine_by_its_own_name_gets_no_token(operated: Operated) -> None:
+    state = read_state(operated.sift.home)
+    assert state
+    url = f"{state.url}/auth/token"
+    for host in ("127.0.0.1", "localhost:8080"):
+        assert "access_token" in httpx.get(url, headers={"Host": host}).json()
+    for path in ("/auth/token", "/api/v2/dags", "/sift/coverage"):
+        answer = httpx.get(f"{state.url}{path}", headers={"Host": "evil.example:8080"})
+        assert (answer.status_code, answer.text) == (400, "Invalid host header")
 
 
 def test_old_logs_go_without_anybody_having_asked_for_it(operated: Operated) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
+import httpx
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
+from include.settings import Settings
+from plugins.console import app as console
 from plugins.console.audio import ClipCache, clip_response, media_type
 
 CLIP = b"RIFF\x00\x00\x00\x00WAVE" + bytes(range(88))
@@ -133,3 +137,48 @@ def test_one_row_group_is_read_at_a_time() -> None:
     for player in players:
         player.join()
     assert most == [1]
+
+
+def test_players_that_wait_leave_threads_for_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API server has 40 threads for all that is not asynchronous; heartbeats of tasks are answered there, too."""
+    sample = {"revision": "r", "audio_file": "f", "audio_row_group": 0, "audio_row": 0, "blob_id": "b"}
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read_slowly(*place: object, **options: object) -> list[bytes]:
+        begun.set()
+        assert go_on.wait(60)
+        return [CLIP]
+
+    def find(warehouse: object, source: str, sample_id: str) -> dict[str, object]:
+        return {**sample, "audio_row_group": int(sample_id.partition("/")[2])}
+
+    monkeypatch.setattr(console, "find_sample", find)
+    monkeypatch.setattr(console, "read_only", lambda warehouse: warehouse)
+    monkeypatch.setattr(console, "read_clips", read_slowly)
+    app = FastAPI()
+    app.get("/heartbeat")(lambda: "heard")
+    app.mount("/sift", console.create_console(lambda: None, Settings, lambda: None))
+
+    async def listen() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://airflow") as client:
+            players = [
+                asyncio.create_task(client.get("/sift/audio", params={"sample_id": f"meld/{number}"}))
+                for number in range(44)
+            ]
+            try:
+                await asyncio.to_thread(begun.wait, 30)
+                # While the first clip is being read, and all others were asked for.
+                heard = await asyncio.wait_for(client.get("/heartbeat"), 30)
+                assert heard.json() == "heard" and not go_on.is_set()
+                while sum(player.done() for player in players) < 39:
+                    await asyncio.sleep(0.01)
+            finally:
+                go_on.set()
+            return await asyncio.gather(*players)
+
+    answers = asyncio.run(listen())
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert [answer.content for answer in answers if answer.status_code == 200] == [CLIP] * 5
+    assert len(refused) == 39
+    for answer in refused:
+        assert answer.headers["Retry-After"] == "5" and "can be played in a moment" in answer.text

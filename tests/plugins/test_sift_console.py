@@ -6,13 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 
+from include.local.airflow import airflow_environment
+from include.local.postgres import PostgresServer
 from include.orchestration.defaults import NOTE_KEY
-from include.settings import PROJECT_ROOT
+from include.settings import PROJECT_ROOT, Settings
 from tests.conftest import SAMPLED
+
+MakeSettings = Callable[..., Settings]
 
 CODE = """
 import sys, json
@@ -25,6 +30,21 @@ print(json.dumps([
     sorted({name.split('.')[0] for name in set(sys.modules) - before}),
 ]))
 """
+
+
+ASK = """
+import json
+from airflow.api_fastapi.app import init_plugins
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+app = FastAPI()
+app.get("/auth/token")(lambda: "a token of the admin")
+init_plugins(app)
+hosts = {hosts}
+print(json.dumps({{h: TestClient(app).get("/auth/token", headers={{"Host": h}}).status_code for h in hosts}}))
+"""
+OURS = ("127.0.0.1", "127.0.0.1:8080", "localhost:8080", "LOCALHOST", "[::1]:8080")
+OTHERS = ("evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example", "0.0.0.0:8080", "")
 
 
 @pytest.fixture
@@ -47,6 +67,32 @@ def test_airflow_finds_one_plugin_and_loads_little_for_it() -> None:
     names, errors, loaded = json.loads(done.stdout.strip().splitlines()[-1])
     assert (names, errors) == (["sift_console"], {})
     assert not set(loaded) & {"include", "pyarrow", "psycopg", "fastapi", "jinja2", "pandas", "torch", "datasets"}
+
+
+def answers(**variables: str) -> dict[str, int]:
+    """The status with which Airflow's application and this plugin answer, by the name that they are called by."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(PROJECT_ROOT),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(PROJECT_ROOT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        **variables,
+    }
+    code = ASK.format(hosts=[*OURS, *OTHERS])
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_without_a_login_no_other_name_leads_here(postgres: PostgresServer, make_settings: MakeSettings) -> None:
+    """A web page whose name points to 127.0.0.1 would be given a token of the admin."""
+    embedded = airflow_environment(make_settings(), postgres, 8080)
+    told = {name: value for name, value in embedded.items() if name.startswith("AIRFLOW__CORE__SIMPLE_AUTH")}
+    assert answers(**told) == {**dict.fromkeys(OURS, 200), **dict.fromkeys(OTHERS, 400)}
+
+
+def test_with_a_login_the_name_is_the_proxys_affair() -> None:
+    assert set(answers().values()) == {200}
 
 
 @pytest.mark.parametrize(

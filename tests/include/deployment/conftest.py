@@ -23,10 +23,17 @@ SUPERUSER_PASSWORD = "the-superusers"
 
 @dataclass(frozen=True)
 class PasswordServer:
-    """A server on loopback that asks everybody for a password; `log_file` holds every statement."""
+    """A server on loopback that asks everybody for a password.
+
+    Attributes:
+        port: Of the server.
+        log_file: Holds every statement.
+        programs: Folder of PostgreSQL's programs.
+    """
 
     port: int
     log_file: Path
+    programs: Path
 
     def connect(self, user: str, password: str, database: str) -> psycopg.Connection:
         return psycopg.connect(
@@ -51,7 +58,7 @@ class PasswordServer:
 def password_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PasswordServer]:
     """A server with nothing in it but its superuser, as the image postgres makes it."""
     folder = tmp_path_factory.mktemp("password-server")
-    server = PasswordServer(free_port(), folder / "postgres.log")
+    server = PasswordServer(free_port(), folder / "postgres.log", folder / "data.programs")
     make_cluster(folder / "data", SUPERUSER_PASSWORD)
     process = start_server(
         folder / "data", server.port, server.log_file, {"log_statement": "all", "log_connections": "on"}
