@@ -1,7 +1,7 @@
 """Roles that may do what their step does in the warehouse, and nothing else.
 
 They belong to the server and not to one database, and not every owner of a database may make roles: so no migration
-makes them. A deployment does, after each `Warehouse.migrate()`; the embedded profile, whose server only its owner can
+makes them. A deployment does, after each `Warehouse.migrate()`; the embedded stack, whose server only its owner can
 reach, has none.
 """
 
