@@ -166,7 +166,8 @@ class Settings(BaseSettings):
     fake_faults: str = Field(
         "",
         description="Faults of the fake engine, as 'fault:share,...': empty, think, tag, unprintable, role_echo, "
-        "length, refusal, copied_prompt, copied_example, opening, sentences, duplicate; crash, oom, hang, slow",
+        "length, refused, refusal, copied_prompt, copied_example, opening, sentences, duplicate; "
+        "crash, oom, hang, slow",
     )
     fake_batch_s: float = Field(0, ge=0, description="Seconds that a batch of the fake engine takes")
     fake_log: str = Field("", description="File to which the fake engine adds a line for every batch that it begins")

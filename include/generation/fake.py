@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from include.generation.device import device_candidates
-from include.schema import Prompt, Response
+from include.schema import FinishReason, Prompt, Response
 from include.settings import Settings
 
 # What becomes of a good answer, by fault.
@@ -20,6 +20,7 @@ _SPOILED: dict[str, Callable[[str, Prompt], str]] = {
     "tag": lambda text, prompt: f"{text} <audio><|im_start|>",
     "unprintable": lambda text, prompt: f"{text}\x00\ufffd",
     "role_echo": lambda text, prompt: f"{text}\nUser: And what then?",
+    "refused": lambda text, prompt: "",  # as by a server that will not read the prompt
     "length": lambda text, prompt: text[: len(text) // 2],  # cut by the token limit
     "refusal": lambda text, prompt: "I'm sorry, but as an AI I can't hear audio.",
     "copied_prompt": lambda text, prompt: f"{text} {prompt.system_prompt.partition('Example:')[0]}",
@@ -28,6 +29,8 @@ _SPOILED: dict[str, Callable[[str, Prompt], str]] = {
     "sentences": lambda text, prompt: f"{text} Then there is silence.",  # one too many for a description
     "duplicate": lambda text, prompt: "Sounds like you have had quite a day.",  # the same for every prompt
 }
+# Why those ended that the model did not end.
+_ENDS: dict[str | None, FinishReason] = {"length": "length", "refused": "refused"}
 # What happens to the batch that the row is in.
 _EVENTS = ("crash", "oom", "hang", "slow")
 FAULTS = (*_SPOILED, *_EVENTS)
@@ -117,13 +120,13 @@ class FakeEngine:
         text = plausible_text(prompt)
         if fault in _SPOILED:
             text = _SPOILED[fault](text, prompt)
-        cut = fault == "length"
+        finish_reason = _ENDS.get(fault, "stop")
         return Response(
             prompt=prompt,
             text=text,
-            finish_reason="length" if cut else "stop",
+            finish_reason=finish_reason,
             prompt_tokens=len(f"{prompt.system_prompt} {prompt.user_message}".split()),
-            response_tokens=len(text.split()) + (not cut),
+            response_tokens=len(text.split()) + (finish_reason == "stop"),
         )
 
     def _fault(self, seed: int) -> str | None:

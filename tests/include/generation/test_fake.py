@@ -79,6 +79,7 @@ VERDICTS = {
     "tag": ("leaked_tag", "leaked_tag"),
     "unprintable": ("unprintable", "unprintable"),
     "role_echo": ("leaked_prompt", "leaked_prompt"),
+    "refused": ("refused_prompt", "refused_prompt"),
     "length": ("truncated", "truncated"),
     "refusal": ("refusal", "refusal"),
     "copied_prompt": ("copied_prompt", "copied_prompt"),
@@ -98,7 +99,7 @@ def test_faults_break_their_rule(fault: str, mode: str, make_prompt: Callable[..
     verdicts = {judged(response) for response in responses}
     assert verdicts == {VERDICTS[fault][mode == "sit_ssp"]}
     assert (len({response.text for response in responses}) == 1) == (
-        fault in ("empty", "refusal", "copied_example", "duplicate")
+        fault in ("empty", "refused", "refusal", "copied_example", "duplicate")
     )
 
 
