@@ -167,7 +167,7 @@ def test_a_twelfth_source_needs_no_other_file(world: World) -> None:
     assert "include/sources/mine.py" in said
     fixture = json.loads((world.sift.project / "tests/include/sources/fixtures/mine.json").read_text())
     assert [row["emotion"] for row in fixture["samples"]] == ["happy"] * 4
-    assert "sift: there is a source mine already" in world.sift(
+    assert "sift: there is an include/sources/mine.py already" in world.sift(
         "new-source", "mine", "--repository", "org/mine", status=1
     )
 
